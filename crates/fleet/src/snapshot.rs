@@ -156,3 +156,12 @@ pub struct Checked {
     /// `Err` with what was seen.
     pub outcome: Result<(), alloc::string::String>,
 }
+
+/// Everything a gateway says to a controller.
+#[derive(Debug, Clone, PartialEq)]
+pub enum GatewaySays {
+    /// Its counts.
+    Viewed(GatewayView),
+    /// An active check of a server of that fleet.
+    Checked(FleetId, Checked),
+}
