@@ -4,7 +4,9 @@ use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use evenkeel_model::{Connections, Desired, FleetId, GatewayId, Incarnation, Instant, PerSecond, ServerId, State};
+use evenkeel_model::{
+    Connections, Desired, Duration, FleetId, GatewayId, Incarnation, Instant, PerSecond, ServerId, State,
+};
 
 use crate::allot::Ceiling;
 use crate::config::PlaceConfig;
@@ -95,6 +97,13 @@ pub struct Snapshot {
     pub servers: Vec<ServerView>,
     /// Gateways that share the credit, at least 1.
     pub gateways: u32,
+    /// Placements per second of all gateways together, summed by the controller from their views over the last
+    /// ten seconds or so. A gateway weighs its own pending placements by this over its own rate; 0: unknown, then
+    /// by `gateways`.
+    pub placed_per_s: PerSecond,
+    /// Silence after which a server takes no placements ([`crate::config::HealthConfig::suspect_after`]): a
+    /// gateway that saw bytes from a suspect server more recently places on it all the same.
+    pub suspect_after: Duration,
     /// How to place.
     pub place: PlaceConfig,
 }
