@@ -23,6 +23,8 @@
 #![no_std]
 
 extern crate alloc;
+#[cfg(test)]
+extern crate std;
 
 pub mod admission;
 pub mod allot;
