@@ -1,0 +1,544 @@
+//! Decides whether a request is a WebSocket handshake that may reach a server, and writes the new head for it.
+//!
+//! In: one whole head, its lines already checked by [`crate::head`]. Out: a [`Request`], or a [`RequestError`]
+//! with the status that RFC 9110, 9112 and 6455 ask for. Invariants: a head towards a server is written from
+//! parsed fields, never copied; what is hop-by-hop, nominated by `Connection`, a claim about forwarding, or
+//! ours (`Evenkeel-*`) does not pass; nothing with a body, another upgrade or two readings passes.
+//! Elsewhere: picking the server (`fleet`), retries and deadlines ([`crate::handshake`]).
+
+use core::net::IpAddr;
+
+use crate::head::{FIELDS_MAX, HeadError, Name, is_token, list, push_field};
+
+/// Longest request target. Longer than browsers' practical 2 KiB, shorter than the head may be.
+pub const TARGET_MAX: usize = 8 * 1024;
+/// A `Sec-WebSocket-Key` in base64: 16 bytes (RFC 6455 §4.1).
+pub const KEY_LEN: usize = 24;
+
+/// Why a request was refused. Nothing of it reaches a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    /// The head's lines are not HTTP/1.1.
+    #[error("could not read the request: {0}")]
+    Head(#[from] HeadError),
+    /// Not a request line and fields.
+    #[error("could not read the request: {0}")]
+    Syntax(&'static str),
+    /// Another version of HTTP.
+    #[error("only HTTP/1.1 is spoken here")]
+    HttpVersion,
+    /// Another method than GET.
+    #[error("only GET opens a WebSocket")]
+    Method,
+    /// Not a path with an optional query (RFC 9112 §3.2.1).
+    #[error("the request target must be a plain path with an optional query")]
+    Target,
+    /// Not exactly one valid `Host`.
+    #[error("exactly one valid Host is needed")]
+    Host,
+    /// No wish for a WebSocket: a plain request.
+    #[error("this is a WebSocket endpoint: send Upgrade: websocket")]
+    NoUpgrade,
+    /// Another upgrade beside websocket, or an `Upgrade` without its `Connection`.
+    #[error("the upgrade must be to websocket alone, and Connection must name it")]
+    Upgrade,
+    /// Not exactly one `Sec-WebSocket-Key` of 16 bytes.
+    #[error("exactly one Sec-WebSocket-Key of 16 bytes in base64 is needed")]
+    Key,
+    /// Another `Sec-WebSocket-Version` than 13.
+    #[error("only WebSocket version 13 is spoken here")]
+    WebSocketVersion,
+    /// A field that a handshake cannot have, or has twice.
+    #[error("the handshake must not carry this: {0}")]
+    Field(&'static str),
+    /// More bytes before the 101 than are held.
+    #[error("too many bytes were sent before the handshake was answered")]
+    Early,
+    /// The head was not there in time.
+    #[error("the request did not arrive in time")]
+    Late,
+}
+
+impl RequestError {
+    /// The status to answer with.
+    #[must_use]
+    pub const fn status(self) -> u16 {
+        match self {
+            Self::Head(HeadError::TargetTooLong) => 414,
+            Self::Head(HeadError::TooLong | HeadError::TooManyFields) => 431,
+            Self::HttpVersion => 505,
+            Self::Method => 405,
+            Self::NoUpgrade | Self::WebSocketVersion => 426,
+            Self::Late => 408,
+            _ => 400,
+        }
+    }
+
+    /// Short code for logs and metrics.
+    #[must_use]
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::Head(HeadError::TargetTooLong) => "target_too_long",
+            Self::Head(HeadError::TooLong | HeadError::TooManyFields) => "head_too_large",
+            Self::Head(_) | Self::Syntax(_) => "bad_syntax",
+            Self::HttpVersion => "http_version",
+            Self::Method => "method",
+            Self::Target => "target",
+            Self::Host => "host",
+            Self::NoUpgrade => "no_upgrade",
+            Self::Upgrade => "upgrade",
+            Self::Key => "key",
+            Self::WebSocketVersion => "websocket_version",
+            Self::Field(_) => "field",
+            Self::Early => "early_bytes",
+            Self::Late => "head_timeout",
+        }
+    }
+
+    /// Fields that belong to the status.
+    #[must_use]
+    pub const fn fields(self) -> &'static str {
+        match self {
+            Self::Method => "Allow: GET\r\n",
+            Self::NoUpgrade => "Upgrade: websocket\r\n",
+            Self::WebSocketVersion => "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n",
+            _ => "",
+        }
+    }
+}
+
+/// A WebSocket handshake that may reach a server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    target: String,
+    host: String,
+    key: String,
+    origin: Option<String>,
+    /// Offered subprotocols and extensions, each list joined by commas.
+    protocols: String,
+    extensions: String,
+    /// End-to-end fields, written out.
+    fields: Vec<u8>,
+}
+
+/// Who sent a request, for the fields that tell the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer {
+    /// The client's address.
+    pub ip: IpAddr,
+    /// How it came: `ws` or `wss`.
+    pub scheme: Scheme,
+}
+
+/// How a client reached us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scheme {
+    /// Plain.
+    Ws,
+    /// Through TLS.
+    Wss,
+}
+
+impl Request {
+    /// Reads one whole head, from the request line to the empty line.
+    ///
+    /// # Errors
+    /// [`RequestError`] with the status to answer.
+    pub fn parse(head: &[u8]) -> Result<Self, RequestError> {
+        let mut slots = [httparse::EMPTY_HEADER; FIELDS_MAX];
+        let mut parsed = httparse::Request::new(&mut slots);
+        match parsed.parse(head) {
+            Ok(httparse::Status::Complete(length)) if length == head.len() => {}
+            Ok(_) => return Err(RequestError::Syntax("it does not end where it should")),
+            Err(error) => return Err(parse_error(error, head)),
+        }
+        check_line(&parsed)?;
+        let mut fields = Fields::default();
+        for field in parsed.headers.iter() {
+            fields.sort(field.name, field.value)?;
+        }
+        fields.finish(parsed.path.unwrap_or_default())
+    }
+
+    /// Path and query, as the client sent them. The query may hold secrets: never log it.
+    #[must_use]
+    pub fn target(&self) -> &str {
+        &self.target
+    }
+
+    /// The path without the query.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        self.target.split('?').next().unwrap_or_default()
+    }
+
+    /// Host and port, as the client sent them.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// The `Origin`, if there is one.
+    #[must_use]
+    pub fn origin(&self) -> Option<&str> {
+        self.origin.as_deref()
+    }
+
+    /// The client's `Sec-WebSocket-Key`.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// Whether the client offered this subprotocol.
+    #[must_use]
+    pub fn offers_protocol(&self, name: &str) -> bool {
+        list(&self.protocols).any(|offered| offered == name)
+    }
+
+    /// Whether the client offered this extension, whatever its parameters.
+    #[must_use]
+    pub fn offers_extension(&self, name: &str) -> bool {
+        list(&self.extensions).any(|offered| extension_name(offered).eq_ignore_ascii_case(name))
+    }
+
+    /// The new head for a server whose URL has the path `prefix` (`""` or `/…` without a slash at its end).
+    #[must_use]
+    pub fn head_for(&self, prefix: &str, peer: &Peer) -> Vec<u8> {
+        let mut head = Vec::with_capacity(self.fields.len() + self.target.len() + self.host.len() + 320);
+        head.extend_from_slice(b"GET ");
+        head.extend_from_slice(prefix.as_bytes());
+        head.extend_from_slice(self.target.as_bytes());
+        head.extend_from_slice(b" HTTP/1.1\r\n");
+        push_field(&mut head, "Host", self.host.as_bytes());
+        head.extend_from_slice(b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n");
+        push_field(&mut head, "Sec-WebSocket-Key", self.key.as_bytes());
+        head.extend_from_slice(&self.fields);
+        push_field(&mut head, "X-Forwarded-For", peer.ip.to_canonical().to_string().as_bytes());
+        let proto: &[u8] = match peer.scheme {
+            Scheme::Ws => b"http",
+            Scheme::Wss => b"https",
+        };
+        push_field(&mut head, "X-Forwarded-Proto", proto);
+        head.extend_from_slice(b"\r\n");
+        head
+    }
+}
+
+pub(crate) fn extension_name(offer: &str) -> &str {
+    offer.split(';').next().unwrap_or_default().trim_matches([' ', '\t'])
+}
+
+fn parse_error(error: httparse::Error, head: &[u8]) -> RequestError {
+    match error {
+        httparse::Error::TooManyHeaders => HeadError::TooManyFields.into(),
+        httparse::Error::Version if names_http_version(head) => RequestError::HttpVersion,
+        httparse::Error::Version => RequestError::Syntax("the version is not HTTP/1.1"),
+        httparse::Error::Token => RequestError::Syntax("the method or the request line is malformed"),
+        httparse::Error::HeaderName => RequestError::Syntax("a field name is malformed"),
+        httparse::Error::HeaderValue => RequestError::Syntax("a field value is malformed"),
+        _ => RequestError::Syntax("a line is malformed"),
+    }
+}
+
+/// Whether the request line ends in a well-formed version that is not ours.
+fn names_http_version(head: &[u8]) -> bool {
+    let line = head.split(|&byte| byte == b'\r').next().unwrap_or_default();
+    let version = line.rsplit(|&byte| byte == b' ').next().unwrap_or_default();
+    matches!(version, [b'H', b'T', b'T', b'P', b'/', major, b'.', minor] if major.is_ascii_digit() && minor.is_ascii_digit())
+}
+
+fn check_line(parsed: &httparse::Request<'_, '_>) -> Result<(), RequestError> {
+    if parsed.version != Some(1) {
+        return Err(RequestError::HttpVersion);
+    }
+    if parsed.method != Some("GET") {
+        return Err(RequestError::Method);
+    }
+    let target = parsed.path.unwrap_or_default();
+    if target.len() > TARGET_MAX {
+        return Err(HeadError::TargetTooLong.into());
+    }
+    let (path, _query) = target.split_once('?').unwrap_or((target, ""));
+    // `"`, `<`, `>` and `#` are in no target a client builds by the URL standard, and break logs and links.
+    let plain = target.bytes().all(|byte| byte.is_ascii_graphic() && !b"\"<>#".contains(&byte));
+    if !plain || !path.starts_with('/') || path.starts_with("//") || path.split('/').any(is_dot_segment) {
+        return Err(RequestError::Target);
+    }
+    Ok(())
+}
+
+/// `.` and `..`, percent-encoded or not: clients resolve them, so one that arrives wants past a route.
+fn is_dot_segment(segment: &str) -> bool {
+    segment.len() <= 6 && matches!(segment.to_ascii_lowercase().replace("%2e", ".").as_str(), "." | "..")
+}
+
+/// The fields of a request, sorted by what they mean for a handshake.
+#[derive(Default)]
+struct Fields<'a> {
+    host: Option<&'a str>,
+    key: Option<&'a str>,
+    version: Option<&'a str>,
+    upgrade: Option<&'a str>,
+    connection: Vec<&'a str>,
+    origin: Option<&'a str>,
+    protocols: String,
+    extensions: String,
+    end_to_end: Vec<(&'a str, &'a [u8])>,
+}
+
+impl<'a> Fields<'a> {
+    fn sort(&mut self, name: &'a str, value: &'a [u8]) -> Result<(), RequestError> {
+        let known = Name::of(name);
+        let lower = known.as_ref().map_or("", Name::as_str);
+        if let Some(what) = refused(lower) {
+            return Err(RequestError::Field(what));
+        }
+        if is_dropped(lower) || (known.as_ref().is_some_and(|name| name.underscored) && is_ours(lower)) {
+            return Ok(());
+        }
+        match lower {
+            "host" => once(&mut self.host, value, RequestError::Host),
+            "sec-websocket-key" => once(&mut self.key, value, RequestError::Key),
+            "sec-websocket-version" => {
+                once(&mut self.version, value, RequestError::Field("Sec-WebSocket-Version twice"))
+            }
+            "upgrade" => once(&mut self.upgrade, value, RequestError::Upgrade),
+            "connection" => {
+                let value = text(value).ok_or(RequestError::Upgrade)?;
+                self.connection.extend(list(value));
+                Ok(())
+            }
+            _ => self.sort_end_to_end(lower, name, value),
+        }
+    }
+
+    fn sort_end_to_end(&mut self, lower: &str, name: &'a str, value: &'a [u8]) -> Result<(), RequestError> {
+        match lower {
+            "origin" => once(&mut self.origin, value, RequestError::Field("Origin twice or malformed"))?,
+            "sec-websocket-protocol" => {
+                let value = text(value).filter(|value| list(value).all(is_token));
+                let value = value.ok_or(RequestError::Field("a malformed Sec-WebSocket-Protocol"))?;
+                append(&mut self.protocols, value);
+            }
+            "sec-websocket-extensions" => {
+                let value = text(value).ok_or(RequestError::Field("a malformed Sec-WebSocket-Extensions"))?;
+                append(&mut self.extensions, value);
+            }
+            "authorization" if self.end_to_end.iter().any(|(other, _)| other.eq_ignore_ascii_case(name)) => {
+                return Err(RequestError::Field("Authorization twice"));
+            }
+            _ => {}
+        }
+        self.end_to_end.push((name, value));
+        Ok(())
+    }
+
+    fn finish(self, target: &str) -> Result<Request, RequestError> {
+        let host = self.host.filter(|host| is_host(host)).ok_or(RequestError::Host)?;
+        self.check_upgrade()?;
+        if self.version != Some("13") {
+            return Err(RequestError::WebSocketVersion);
+        }
+        let key = self.key.filter(|key| is_key(key)).ok_or(RequestError::Key)?;
+        let mut fields = Vec::with_capacity(256);
+        for (name, value) in &self.end_to_end {
+            if !self.connection.iter().any(|nominated| nominated.eq_ignore_ascii_case(name)) {
+                push_field(&mut fields, name, value);
+            }
+        }
+        Ok(Request {
+            target: target.into(),
+            host: host.into(),
+            key: key.into(),
+            origin: self.origin.map(Into::into),
+            protocols: self.protocols,
+            extensions: self.extensions,
+            fields,
+        })
+    }
+
+    fn check_upgrade(&self) -> Result<(), RequestError> {
+        let upgrade = self.upgrade.ok_or(RequestError::NoUpgrade)?;
+        if !list(upgrade).any(|protocol| protocol.eq_ignore_ascii_case("websocket")) {
+            return Err(RequestError::NoUpgrade);
+        }
+        if !upgrade.eq_ignore_ascii_case("websocket") || !self.connection.iter().all(|option| is_token(option)) {
+            return Err(RequestError::Upgrade);
+        }
+        if !self.connection.iter().any(|option| option.eq_ignore_ascii_case("upgrade")) {
+            return Err(RequestError::Upgrade);
+        }
+        let nominates = |option: &&str| is_ours(&option.to_ascii_lowercase());
+        if self.connection.iter().any(nominates) {
+            return Err(RequestError::Field("a Connection that names a field of the handshake"));
+        }
+        Ok(())
+    }
+}
+
+/// Fields that no WebSocket handshake has: a body, another protocol, a second round trip.
+fn refused(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "content-length" => "Content-Length",
+        "transfer-encoding" => "Transfer-Encoding",
+        "expect" => "Expect",
+        "http2-settings" => "HTTP2-Settings",
+        "trailer" => "Trailer",
+        _ => return None,
+    })
+}
+
+/// Hop-by-hop fields (RFC 9110 §7.6.1), claims about forwarding (no peer is trusted to make them) and ours.
+fn is_dropped(name: &str) -> bool {
+    matches!(
+        name,
+        "keep-alive" | "te" | "proxy-connection" | "proxy-authorization" | "proxy-authenticate" | "proxy"
+            | "forwarded" | "x-real-ip" | "sec-websocket-accept"
+    ) || name.starts_with("x-forwarded")
+        || name.starts_with("evenkeel-")
+}
+
+/// Fields of the handshake itself: not to be nominated away, not to be imitated with an underscore.
+fn is_ours(name: &str) -> bool {
+    matches!(name, "host" | "connection" | "origin" | "authorization" | "cookie") || name.starts_with("sec-websocket-")
+}
+
+fn text(value: &[u8]) -> Option<&str> {
+    core::str::from_utf8(value).ok().filter(|text| text.is_ascii())
+}
+
+fn once<'a>(slot: &mut Option<&'a str>, value: &'a [u8], error: RequestError) -> Result<(), RequestError> {
+    let value = text(value).ok_or(error)?;
+    if slot.replace(value).is_some() { Err(error) } else { Ok(()) }
+}
+
+fn append(list: &mut String, value: &str) {
+    if !list.is_empty() {
+        list.push(',');
+    }
+    list.push_str(value);
+}
+
+/// A name or address with an optional port; no user, no list, no path (RFC 9112 §3.2, RFC 3986 §3.2.2).
+fn is_host(host: &str) -> bool {
+    let (name, port) = match host.strip_prefix('[') {
+        Some(rest) => match rest.split_once(']') {
+            Some((address, rest)) if address.parse::<core::net::Ipv6Addr>().is_ok() => ("v6", rest),
+            _ => return false,
+        },
+        None => host.find(':').map_or((host, ""), |at| host.split_at(at)),
+    };
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    let port_number = || port[1..].parse::<u16>().is_ok_and(|number| number > 0) && port[1..].bytes().all(|b| b.is_ascii_digit());
+    !name.is_empty() && name.len() <= 255 && name.bytes().all(plain) && (port.is_empty() || (port.starts_with(':') && port_number()))
+}
+
+/// 16 bytes in base64. Unused bits of the last digit are not judged: clients that draw 22 random digits exist.
+fn is_key(key: &str) -> bool {
+    key.len() == KEY_LEN
+        && key.ends_with("==")
+        && key[..KEY_LEN - 2].bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'+' || byte == b'/')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "GET /chat?x=1 HTTP/1.1\r\nHost: ws.example.com:8080\r\nUpgrade: websocket\r\n\
+        Connection: keep-alive, Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n";
+
+    fn with(fields: &str) -> Result<Request, RequestError> {
+        Request::parse(format!("{GOOD}{fields}\r\n").as_bytes())
+    }
+
+    fn head(fields: &str) -> String {
+        let peer = Peer { ip: IpAddr::from([192, 0, 2, 1]), scheme: Scheme::Ws };
+        String::from_utf8(with(fields).unwrap().head_for("/app", &peer)).unwrap()
+    }
+
+    #[test]
+    fn the_new_head_is_written_from_parsed_fields() {
+        expect_test::expect![[r"
+            GET /app/chat?x=1 HTTP/1.1
+            Host: ws.example.com:8080
+            Upgrade: websocket
+            Connection: Upgrade
+            Sec-WebSocket-Version: 13
+            Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==
+            Origin: https://app.example
+            Cookie: a=b
+            X-Own: 1
+            X-Forwarded-For: 192.0.2.1
+            X-Forwarded-Proto: http
+
+        "]]
+        .assert_eq(&head("Origin: https://app.example\r\nCookie:  a=b \r\nX-Own: 1\r\n").replace("\r\n", "\n"));
+    }
+
+    #[test]
+    fn fields_of_other_hops_do_not_pass() {
+        let sent = "X-Forwarded-For: 10.0.0.1\r\nX_Forwarded_For: 10.0.0.2\r\nForwarded: for=10.0.0.3\r\nX-Real-IP: 10.0.0.4\r\n\
+            TE: trailers\r\nKeep-Alive: timeout=5\r\nEvenkeel-Conn: forged\r\nProxy-Authorization: x\r\nSec_WebSocket_Key: x\r\n";
+        let head = head(sent);
+        for gone in ["10.0.0.", "TE:", "Keep-Alive", "Evenkeel", "Proxy", "Sec_"] {
+            assert!(!head.contains(gone), "{gone} in {head}");
+        }
+    }
+
+    #[test]
+    fn fields_that_connection_names_do_not_pass() {
+        let head = GOOD.replace("keep-alive, Upgrade", "Upgrade, X-Auth") + "X-Auth: admin\r\nX-Other: kept\r\n\r\n";
+        let request = Request::parse(head.as_bytes()).unwrap();
+        let peer = Peer { ip: IpAddr::from([192, 0, 2, 1]), scheme: Scheme::Wss };
+        let written = String::from_utf8(request.head_for("", &peer)).unwrap();
+        assert!(!written.contains("X-Auth") && written.contains("X-Other: kept") && written.contains("Proto: https"));
+    }
+
+    #[test]
+    fn hosts_are_a_name_or_an_address_and_a_port() {
+        for good in ["a", "a.b-c_d:1", "127.0.0.1:65535", "[::1]", "[2001:db8::1]:443"] {
+            assert!(is_host(good), "{good}");
+        }
+        for bad in ["", "a b", "a,b", "u@a", "a/b", "a:", "a:0", "a:65536", "a:+1", "a:1:2", "[::1", "[x]", "[::1]x", "ä", "a%00b"] {
+            assert!(!is_host(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn offers_are_read_over_several_fields() {
+        let request = with("Sec-WebSocket-Protocol: a, b\r\nSec-WebSocket-Protocol: c\r\nSec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n").unwrap();
+        assert!(["a", "b", "c"].iter().all(|name| request.offers_protocol(name)) && !request.offers_protocol("d"));
+        assert!(request.offers_extension("permessage-deflate") && !request.offers_extension("x-other"));
+    }
+
+    #[test]
+    fn each_refusal_has_the_status_the_rfcs_ask_for() {
+        let cases = [
+            (GOOD.replace("GET", "POST"), 405),
+            (GOOD.replace("GET", "get"), 405),
+            (GOOD.replace("HTTP/1.1", "HTTP/1.0"), 505),
+            (GOOD.replace("HTTP/1.1", "HTTP/2.0"), 505),
+            (GOOD.replace("HTTP/1.1", "http/1.1"), 400),
+            (GOOD.replace("/chat", "http://a/chat"), 400),
+            (GOOD.replace("/chat", "/a/%2e./b"), 400),
+            (GOOD.replace("/chat", &format!("/{}", "a".repeat(TARGET_MAX))), 414),
+            (GOOD.replace("Upgrade: websocket", "X: y"), 426),
+            (GOOD.replace("Upgrade: websocket", "Upgrade: h2c"), 426),
+            (GOOD.replace("Upgrade: websocket", "Upgrade: websocket, h2c"), 400),
+            (GOOD.replace("keep-alive, Upgrade", "close"), 400),
+            (GOOD.replace("keep-alive, Upgrade", "Upgrade, Sec-WebSocket-Key"), 400),
+            (GOOD.replace("Version: 13", "Version: 8"), 426),
+            (GOOD.replace("==", "="), 400),
+            (format!("{GOOD}Host: b\r\n"), 400),
+            (format!("{GOOD}Content-Length: 0\r\n"), 400),
+            (format!("{GOOD}Content_Length: 5\r\n"), 400),
+            (format!("{GOOD}X : y\r\n"), 400),
+            (format!("{GOOD}: y\r\n"), 400),
+        ];
+        for (head, status) in cases {
+            let error = Request::parse(format!("{head}\r\n").as_bytes()).expect_err(&head);
+            assert_eq!(error.status(), status, "{error} for {head}");
+        }
+    }
+}
