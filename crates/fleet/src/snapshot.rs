@@ -9,7 +9,7 @@ use evenkeel_model::{
 };
 
 use crate::allot::Ceiling;
-use crate::config::PlaceConfig;
+use crate::config::{HealthConfig, PlaceConfig};
 
 /// Whether a server can be trusted to answer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -101,9 +101,9 @@ pub struct Snapshot {
     /// ten seconds or so. A gateway weighs its own pending placements by this over its own rate; 0: unknown, then
     /// by `gateways`.
     pub placed_per_s: PerSecond,
-    /// Silence after which a server takes no placements ([`crate::config::HealthConfig::suspect_after`]): a
-    /// gateway that saw bytes from a suspect server more recently places on it all the same.
-    pub suspect_after: Duration,
+    /// When silence and failed handshakes count: a gateway that saw bytes from a suspect server within
+    /// `suspect_after` places on it all the same, and avoids one that failed `dead_after` times in a row at once.
+    pub health: HealthConfig,
     /// How to place.
     pub place: PlaceConfig,
 }
