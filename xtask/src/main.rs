@@ -1,2 +1,40 @@
-//! x
-fn main() {}
+//! Builds, tests and checks Evenkeel: `cargo xtask test | ci | tidy`.
+//!
+//! `ci` is the whole gate and contains the very same `test`; `.ci/run` only calls it. Everything a check needs
+//! besides cargo, git and a C compiler is installed by the command that needs it, or named if it cannot be.
+
+mod ci;
+mod run;
+mod test;
+mod tidy;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Builds, tests and checks Evenkeel.
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask", disable_help_subcommand = true)]
+enum Command {
+    /// Runs every test: with cargo-nextest where it is installed, else with cargo alone.
+    Test(test::Options),
+    /// Runs the whole gate: format, lints, docs, tidy, dependencies, tests.
+    Ci,
+    /// Checks what the compiler cannot: layering, the no_std proof, sizes, leftovers, links, metric names.
+    Tidy,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Command::parse() {
+        Command::Test(options) => test::test(&options).map(|_| ()),
+        Command::Ci => ci::ci(),
+        Command::Tidy => tidy::tidy(),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
