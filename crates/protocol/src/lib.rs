@@ -3,10 +3,18 @@
 //!
 //! - [`message`]: what an agent and a node say to each other (INTERFACES §3), as types and as JSON text.
 //! - [`close`]: close codes and the reasons in our Close frames.
+//! - [`request`], [`response`]: a WebSocket handshake's heads, read strictly and written new.
+//! - [`handshake`]: the machine of one proxied handshake.
+//! - [`frame`]: where messages end in a stream of frames, and Close frames.
 //!
 //! Elsewhere: deciding (`evenkeel_fleet`), sockets (`evenkeel_agent`, `evenkeel_gateway`, `evenkeel_controller`).
 
 extern crate alloc;
 
 pub mod close;
+pub mod frame;
+pub mod handshake;
+pub mod head;
 pub mod message;
+pub mod request;
+pub mod response;

@@ -262,7 +262,7 @@ fn check_line(parsed: &httparse::Request<'_, '_>) -> Result<(), RequestError> {
     let (path, _query) = target.split_once('?').unwrap_or((target, ""));
     // `"`, `<`, `>` and `#` are in no target a client builds by the URL standard, and break logs and links.
     let plain = target.bytes().all(|byte| byte.is_ascii_graphic() && !b"\"<>#".contains(&byte));
-    if !plain || !path.starts_with('/') || path.starts_with("//") || path.split('/').any(is_dot_segment) {
+    if !plain || !path.starts_with('/') || path.split('/').any(is_dot_segment) {
         return Err(RequestError::Target);
     }
     Ok(())
@@ -363,7 +363,9 @@ impl<'a> Fields<'a> {
         if !list(upgrade).any(|protocol| protocol.eq_ignore_ascii_case("websocket")) {
             return Err(RequestError::NoUpgrade);
         }
-        if !upgrade.eq_ignore_ascii_case("websocket") || !self.connection.iter().all(|option| is_token(option)) {
+        if !upgrade.eq_ignore_ascii_case("websocket")
+            || !self.connection.iter().all(|option| is_token(option))
+        {
             return Err(RequestError::Upgrade);
         }
         if !self.connection.iter().any(|option| option.eq_ignore_ascii_case("upgrade")) {
@@ -393,15 +395,23 @@ fn refused(name: &str) -> Option<&'static str> {
 fn is_dropped(name: &str) -> bool {
     matches!(
         name,
-        "keep-alive" | "te" | "proxy-connection" | "proxy-authorization" | "proxy-authenticate" | "proxy"
-            | "forwarded" | "x-real-ip" | "sec-websocket-accept"
+        "keep-alive"
+            | "te"
+            | "proxy-connection"
+            | "proxy-authorization"
+            | "proxy-authenticate"
+            | "proxy"
+            | "forwarded"
+            | "x-real-ip"
+            | "sec-websocket-accept"
     ) || name.starts_with("x-forwarded")
         || name.starts_with("evenkeel-")
 }
 
 /// Fields of the handshake itself: not to be nominated away, not to be imitated with an underscore.
 fn is_ours(name: &str) -> bool {
-    matches!(name, "host" | "connection" | "origin" | "authorization" | "cookie") || name.starts_with("sec-websocket-")
+    matches!(name, "host" | "connection" | "origin" | "authorization" | "cookie")
+        || name.starts_with("sec-websocket-")
 }
 
 fn text(value: &[u8]) -> Option<&str> {
@@ -430,8 +440,14 @@ fn is_host(host: &str) -> bool {
         None => host.find(':').map_or((host, ""), |at| host.split_at(at)),
     };
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
-    let port_number = || port[1..].parse::<u16>().is_ok_and(|number| number > 0) && port[1..].bytes().all(|b| b.is_ascii_digit());
-    !name.is_empty() && name.len() <= 255 && name.bytes().all(plain) && (port.is_empty() || (port.starts_with(':') && port_number()))
+    let port_number = || {
+        port[1..].parse::<u16>().is_ok_and(|number| number > 0)
+            && port[1..].bytes().all(|b| b.is_ascii_digit())
+    };
+    !name.is_empty()
+        && name.len() <= 255
+        && name.bytes().all(plain)
+        && (port.is_empty() || (port.starts_with(':') && port_number()))
 }
 
 /// 16 bytes in base64. Unused bits of the last digit are not judged: clients that draw 22 random digits exist.
@@ -473,7 +489,9 @@ mod tests {
             X-Forwarded-Proto: http
 
         "]]
-        .assert_eq(&head("Origin: https://app.example\r\nCookie:  a=b \r\nX-Own: 1\r\n").replace("\r\n", "\n"));
+        .assert_eq(
+            &head("Origin: https://app.example\r\nCookie:  a=b \r\nX-Own: 1\r\n").replace("\r\n", "\n"),
+        );
     }
 
     #[test]
@@ -488,11 +506,16 @@ mod tests {
 
     #[test]
     fn fields_that_connection_names_do_not_pass() {
-        let head = GOOD.replace("keep-alive, Upgrade", "Upgrade, X-Auth") + "X-Auth: admin\r\nX-Other: kept\r\n\r\n";
+        let head =
+            GOOD.replace("keep-alive, Upgrade", "Upgrade, X-Auth") + "X-Auth: admin\r\nX-Other: kept\r\n\r\n";
         let request = Request::parse(head.as_bytes()).unwrap();
         let peer = Peer { ip: IpAddr::from([192, 0, 2, 1]), scheme: Scheme::Wss };
         let written = String::from_utf8(request.head_for("", &peer)).unwrap();
-        assert!(!written.contains("X-Auth") && written.contains("X-Other: kept") && written.contains("Proto: https"));
+        assert!(
+            !written.contains("X-Auth")
+                && written.contains("X-Other: kept")
+                && written.contains("Proto: https")
+        );
     }
 
     #[test]
@@ -500,7 +523,10 @@ mod tests {
         for good in ["a", "a.b-c_d:1", "127.0.0.1:65535", "[::1]", "[2001:db8::1]:443"] {
             assert!(is_host(good), "{good}");
         }
-        for bad in ["", "a b", "a,b", "u@a", "a/b", "a:", "a:0", "a:65536", "a:+1", "a:1:2", "[::1", "[x]", "[::1]x", "ä", "a%00b"] {
+        for bad in [
+            "", "a b", "a,b", "u@a", "a/b", "a:", "a:0", "a:65536", "a:+1", "a:1:2", "[::1", "[x]", "[::1]x",
+            "ä", "a%00b",
+        ] {
             assert!(!is_host(bad), "{bad}");
         }
     }
@@ -508,7 +534,9 @@ mod tests {
     #[test]
     fn offers_are_read_over_several_fields() {
         let request = with("Sec-WebSocket-Protocol: a, b\r\nSec-WebSocket-Protocol: c\r\nSec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n").unwrap();
-        assert!(["a", "b", "c"].iter().all(|name| request.offers_protocol(name)) && !request.offers_protocol("d"));
+        assert!(
+            ["a", "b", "c"].iter().all(|name| request.offers_protocol(name)) && !request.offers_protocol("d")
+        );
         assert!(request.offers_extension("permessage-deflate") && !request.offers_extension("x-other"));
     }
 
