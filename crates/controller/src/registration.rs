@@ -1,0 +1,160 @@
+//! Turns what a server says of itself into a registration, or refuses it with the field's name.
+
+use std::sync::Arc;
+
+use evenkeel_fleet::controller::Registration;
+use evenkeel_fleet::snapshot::Executor;
+use evenkeel_model::{Fence, Incarnation, ServerId};
+use evenkeel_protocol::close::CloseReason;
+use evenkeel_protocol::message::{Hello, Posted, Profile};
+
+/// Highest epoch and generation believed: above it JSON numbers of most languages are no longer exact, and a
+/// controller could not start above it for ever.
+const FENCE_MAX: u64 = 1 << 53;
+
+/// Why a registration was refused. It changes nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("could not register the server: {field} is {value}, {allowed}")]
+pub struct RegistrationError {
+    /// The offending field as named on the wire.
+    pub field: &'static str,
+    /// What it held.
+    pub value: String,
+    /// What it may hold.
+    pub allowed: &'static str,
+}
+
+impl RegistrationError {
+    /// Short code for logs and the API.
+    #[must_use]
+    pub const fn reason(&self) -> &'static str {
+        self.close().reason()
+    }
+
+    /// The reason of the Close 1008 that answers it.
+    #[must_use]
+    pub const fn close(&self) -> CloseReason {
+        CloseReason::BadField
+    }
+}
+
+/// The registration in a hello.
+///
+/// # Errors
+/// [`RegistrationError`].
+pub fn of_hello(hello: &Hello) -> Result<Registration, RegistrationError> {
+    if let Some(fence) = hello.applied.filter(|fence| fence.epoch.get().max(fence.generation.get()) > FENCE_MAX) {
+        return Err(RegistrationError {
+            field: "applied",
+            value: fence.to_string(),
+            allowed: "allowed are epochs and generations up to 2^53",
+        });
+    }
+    of_profile(&hello.id, hello.inc, &hello.profile, hello.applied)
+}
+
+/// The registration in a posted report, if it has one.
+///
+/// # Errors
+/// [`RegistrationError`].
+pub fn of_posted(server: &ServerId, posted: &Posted) -> Result<Option<Registration>, RegistrationError> {
+    posted.profile.as_ref().map(|profile| of_profile(server, posted.report.inc, profile, None)).transpose()
+}
+
+fn of_profile(
+    id: &ServerId,
+    inc: Incarnation,
+    profile: &Profile,
+    applied: Option<Fence>,
+) -> Result<Registration, RegistrationError> {
+    check_server_url(&profile.url)
+        .map_err(|allowed| RegistrationError { field: "url", value: format!("{:?}", profile.url), allowed })?;
+    if let Some(url) = &profile.public_url {
+        check_url(url)
+            .map_err(|allowed| RegistrationError { field: "public_url", value: format!("{url:?}"), allowed })?;
+    }
+    if let Some(capacity) = profile.capacity.filter(|capacity| capacity.is_zero()) {
+        return Err(RegistrationError {
+            field: "capacity",
+            value: capacity.to_string(),
+            allowed: "allowed is 1 to 100000000",
+        });
+    }
+    Ok(Registration {
+        id: id.clone(),
+        inc,
+        url: Arc::from(profile.url.as_str()),
+        public_url: profile.public_url.as_deref().map(Arc::from),
+        capacity: profile.capacity,
+        labels: profile.labels.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
+        zone: profile.zone.clone(),
+        executor: Executor::Agent,
+        applied,
+    })
+}
+
+/// Checks the URL that gateways connect to: `ws://host:port[/prefix]`.
+///
+/// # Errors
+/// What is allowed instead.
+pub fn check_server_url(url: &str) -> Result<(), &'static str> {
+    if url.starts_with("wss://") {
+        return Err("gateways cannot connect to servers over TLS yet; use ws:// on a network you trust");
+    }
+    check_url(url)
+}
+
+/// Checks a `ws://` or `wss://` URL: host, a port where given, no user, no query, no fragment.
+///
+/// # Errors
+/// What is allowed instead.
+pub fn check_url(url: &str) -> Result<(), &'static str> {
+    const ALLOWED: &str = "allowed is a URL such as \"ws://127.0.0.1:9001\"";
+    let rest = url.strip_prefix("ws://").or_else(|| url.strip_prefix("wss://")).ok_or(ALLOWED)?;
+    if !rest.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'"' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}')) {
+        return Err(ALLOWED);
+    }
+    if rest.contains(['?', '#']) {
+        return Err("a server's URL has no query and no fragment");
+    }
+    let authority = rest.split_once('/').map_or(rest, |(authority, _)| authority);
+    if authority.contains('@') {
+        return Err("a server's URL has no user and no password");
+    }
+    check_authority(authority).then_some(()).ok_or(ALLOWED)
+}
+
+fn check_authority(authority: &str) -> bool {
+    let (host, port) = match authority.strip_prefix('[') {
+        Some(rest) => match rest.split_once(']') {
+            Some((host, after)) if host.parse::<std::net::Ipv6Addr>().is_ok() => ("v6", after.strip_prefix(':')),
+            _ => return false,
+        },
+        None => authority.split_once(':').map_or((authority, None), |(host, port)| (host, Some(port))),
+    };
+    let named = !host.is_empty()
+        && host.len() <= 253
+        && host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'));
+    let numbered = port.is_none_or(|port| {
+        port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port > 0)
+    });
+    named && numbered
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn server_urls_name_a_host_and_nothing_that_could_confuse_a_gateway() {
+        for good in ["ws://127.0.0.1:9001", "ws://a.example:80/chat", "ws://[::1]:9001/", "ws://a"] {
+            assert_eq!(check_server_url(good), Ok(()), "{good}");
+        }
+        for bad in [
+            "http://a:1", "ws://", "ws://:9001", "ws://a:0", "ws://a:65536", "ws://a:+1", "ws://u@a:1", "ws://u:p@a:1",
+            "ws://a:1/?q", "ws://a:1#f", "ws://a b:1", "ws://a\r\n:1", "ws://[::1", "ws://[x]:1", "ws://a:1:2", "wss://a:1",
+        ] {
+            assert!(check_server_url(bad).is_err(), "{bad:?}");
+        }
+    }
+}
