@@ -3,6 +3,8 @@
 //!
 //! - [`message`]: what an agent and a node say to each other (INTERFACES §3), as types and as JSON text.
 //! - [`close`]: close codes and the reasons in our Close frames.
+//! - [`executor`]: how many connections of a server to close now, paced, for its agent or its gateways.
+//! - [`agent`]: the machine behind every agent: hello, reports, orders, lease.
 //! - [`request`], [`response`]: a WebSocket handshake's heads, read strictly and written new.
 //! - [`handshake`]: the machine of one proxied handshake.
 //! - [`frame`]: where messages end in a stream of frames, and Close frames.
@@ -11,7 +13,9 @@
 
 extern crate alloc;
 
+pub mod agent;
 pub mod close;
+pub mod executor;
 pub mod frame;
 pub mod handshake;
 pub mod head;
