@@ -12,7 +12,7 @@ use evenkeel_model::{Duration, Instant, PerSecond, Ratio};
 pub const MOVES_PART: u32 = 4;
 
 /// How fast one server may be placed on by one gateway.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Rate {
     /// Time between placements in the long run.
     every: Duration,

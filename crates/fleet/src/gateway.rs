@@ -1,15 +1,44 @@
 //! The machine that places connections at one gateway, for one fleet.
 //!
-//! It reads the controller's [`Snapshot`], adds what it sees itself (own connections, placements in flight,
-//! failures), runs `allot` over the sum and picks. With the controller gone it goes on with what it has.
+//! Owns: this gateway's counts of every server (own connections, placements on their way), its evidence of their
+//! health, its credit. In: the controller's [`Snapshot`], outcomes of handshakes, ends of connections, time. Out: a
+//! [`Placement`] or a typed [`Refusal`] for each connection, and a [`GatewayView`] for the controller.
+//! Invariants: nothing is placed on a server that the last snapshot calls draining or dead; live + pending never
+//! passes a server's ceiling by this gateway's own doing; each placement ends as exactly one of connected, failed,
+//! expired. With the controller gone it goes on with the last snapshot and what it sees itself.
+//! Elsewhere: the choice itself (`pick`), targets (`allot`), waiting for credit (`admission`), sockets (the shell).
 
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use evenkeel_model::{Connections, Duration, GatewayId, Instant, Rng, ServerId};
+use evenkeel_model::{
+    Average, Connections, Duration, FleetId, GatewayId, Incarnation, Instant, PerSecond, Ratio, Rng,
+    ServerId, Share, State,
+};
 
-use crate::allot::{Allotments, Server};
-use crate::snapshot::{GatewayView, Snapshot};
+use crate::allot::{Allotments, Cause, Ceiling, Server, allot};
+use crate::config::PlaceConfig;
+use crate::credit::{Credit, Rate, slow_start};
+use crate::ledger::Ledger;
+use crate::pick::{Picker, Seat, Seats, Weight, Wish};
+use crate::probation::Probation;
+use crate::snapshot::{Executor, GatewayView, Health, ServerCounts, ServerView, Snapshot};
+
+/// Targets are computed anew after this at the latest. Default 100 ms: counts between are current anyway, and a
+/// target moves by what arrives in that time. Shorter costs CPU with thousands of servers.
+pub const REFRESH: Duration = Duration::from_millis(100);
+/// A server that answered "draining" gets nothing for so long; the snapshot that says so is on its way.
+const ELSEWHERE_FOR: Duration = Duration::from_secs(1);
+/// With nothing open, a server that is dead by this gateway's own evidence is tried so often at most.
+const PROBE_EVERY: Duration = Duration::from_secs(1);
+/// A server without reports that was found dead here is trusted again when snapshots still call it healthy after
+/// this: the controller had time to hear of it (views each 250 ms) and to check it (each second).
+const CHECKED_AFTER: Duration = Duration::from_secs(2);
+/// After so long without a snapshot the controller counts as gone and its word on health as old.
+const CONTROLLER_GONE_AFTER: Duration = Duration::from_secs(3);
+/// Distinct prefixes counted in one second; more than that is "very many" to the scale policy anyway.
+const PREFIXES_MAX: usize = 4_096;
 
 /// A server's slot in one [`Gateway`], stable for as long as the gateway lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -94,77 +123,614 @@ pub enum Failure {
 pub struct GatewayConfig {
     /// Its id.
     pub id: GatewayId,
+    /// The fleet it places for.
+    pub fleet: FleetId,
 }
 
 /// Places connections of one fleet. See the module's documentation.
 #[derive(Debug)]
-pub struct Gateway {}
+pub struct Gateway {
+    config: GatewayConfig,
+    rng: Rng,
+    snapshot: Option<Arc<Snapshot>>,
+    installed_at: Instant,
+    by_id: BTreeMap<ServerId, u32>,
+    /// One for each server, parallel: what we know, what a pick needs, what `allot` needs.
+    slots: Vec<Slot>,
+    seats: Vec<Seat>,
+    servers: Vec<Server>,
+    allotments: Allotments,
+    /// Slots of the servers in the snapshot.
+    listed: Vec<u32>,
+    /// Slots of servers that are gone, to be used again.
+    free: Vec<u32>,
+    picker: Picker,
+    ledger: Ledger,
+    probation: Probation,
+    weight: Weight,
+    own_rate: Average,
+    placed_since_refresh: u32,
+    refreshed_at: Instant,
+    refresh_at: Instant,
+    probe_at: Instant,
+    /// Counts placements and changes of counts, for ties.
+    ticks: u64,
+    refused: RefusedPrefixes,
+    waiting: u32,
+}
+
+#[derive(Debug)]
+struct Slot {
+    view: ServerView,
+    listed: bool,
+    own: u32,
+    foreign: u32,
+    /// Highest own + pending since the last report.
+    peak: u32,
+    report: Option<(Incarnation, u64)>,
+    credit: Credit,
+    rate: Rate,
+    dead_here: Option<DeadHere>,
+    elsewhere_until: Instant,
+    heard: Option<Instant>,
+    failed_in_a_row: u32,
+    placed: u32,
+    failed: u32,
+    refused: u32,
+    /// Nothing but probation keeps it closed.
+    trial: bool,
+    /// Nothing but death by our own evidence (or by an old snapshot) keeps it closed.
+    probe: bool,
+}
+
+/// This gateway's own evidence of a server's death.
+#[derive(Debug, Clone, Copy)]
+struct DeadHere {
+    since: Instant,
+    /// Whether a snapshot agreed meanwhile; the next one that does not ends it.
+    confirmed: bool,
+}
 
 impl Gateway {
     /// A gateway that knows no server yet.
     #[must_use]
-    pub fn new(_config: GatewayConfig, _rng: Rng, _now: Instant) -> Self {
-        todo!()
+    pub fn new(config: GatewayConfig, rng: Rng, now: Instant) -> Self {
+        Self {
+            config,
+            rng,
+            snapshot: None,
+            installed_at: now,
+            by_id: BTreeMap::new(),
+            slots: Vec::new(),
+            seats: Vec::new(),
+            servers: Vec::new(),
+            allotments: Allotments { each: Vec::new(), level: Ratio::ZERO, unplaced: Share::ZERO },
+            listed: Vec::new(),
+            free: Vec::new(),
+            picker: Picker::default(),
+            ledger: Ledger::default(),
+            probation: Probation::default(),
+            weight: Weight::ONE,
+            own_rate: Average::new(Average::TAU),
+            placed_since_refresh: 0,
+            refreshed_at: now,
+            refresh_at: now + REFRESH,
+            probe_at: now,
+            ticks: 0,
+            refused: RefusedPrefixes::default(),
+            waiting: 0,
+        }
     }
 
     /// Takes a new snapshot. Own counts stay; a server that is gone keeps its slot until its last tunnel closes.
-    pub fn install(&mut self, _snapshot: &Arc<Snapshot>, _now: Instant) {
-        todo!()
+    pub fn install(&mut self, snapshot: &Arc<Snapshot>, now: Instant) {
+        for slot in &mut self.slots {
+            slot.listed = false;
+        }
+        self.listed.clear();
+        for view in &snapshot.servers {
+            let index = self.slot_for(view);
+            let slot = &mut self.slots[index as usize];
+            let pending = self.seats[index as usize].pending;
+            slot.read(view, pending, snapshot.at);
+            self.listed.push(index);
+        }
+        self.snapshot = Some(Arc::clone(snapshot));
+        self.installed_at = now;
+        self.refresh(now);
     }
 
     /// Picks a server for one new connection and counts it as pending there.
     ///
     /// # Errors
     /// [`Refusal`] when none can take it now.
-    pub fn place(&mut self, _ask: &Ask<'_>, _now: Instant) -> Result<Placement, Refusal> {
-        todo!()
+    pub fn place(&mut self, ask: &Ask<'_>, now: Instant) -> Result<Placement, Refusal> {
+        if now >= self.refresh_at {
+            self.handle_timeout(now);
+        }
+        let picked = if self.listed.is_empty() { Err(Refusal::NoServer) } else { self.choose(ask, now) };
+        match picked {
+            Ok(index) => Ok(self.note_placement(index, ask, now)),
+            Err(refusal) => {
+                if !matches!(refusal, Refusal::OutOfCredit { .. }) {
+                    self.note_refused(ask.prefix, now);
+                }
+                Err(refusal)
+            }
+        }
     }
 
     /// The server answered 101: the placement becomes a connection.
-    pub fn connected(&mut self, _placement: PlacementId, _now: Instant) {
-        todo!()
+    pub fn connected(&mut self, placement: PlacementId, now: Instant) {
+        let Some(settled) = self.ledger.settle(placement.0) else { return };
+        let slot = &mut self.slots[settled.slot as usize];
+        let seat = &mut self.seats[settled.slot as usize];
+        seat.pending -= u32::from(settled.was_pending);
+        seat.live = seat.live.saturating_add(1);
+        slot.own += 1;
+        slot.peak = slot.peak.max(slot.own + seat.pending);
+        slot.failed_in_a_row = 0;
+        slot.dead_here = None;
+        slot.heard = Some(now);
+        self.probation.connected(settled.slot, now);
     }
 
     /// The placement came to nothing.
-    pub fn failed(&mut self, _placement: PlacementId, _failure: Failure, _now: Instant) {
-        todo!()
+    pub fn failed(&mut self, placement: PlacementId, failure: Failure, now: Instant) {
+        let Some(settled) = self.ledger.settle(placement.0) else { return };
+        self.ticks += 1;
+        let seat = &mut self.seats[settled.slot as usize];
+        seat.pending -= u32::from(settled.was_pending);
+        seat.changed = self.ticks;
+        let dead_after = self.snapshot.as_ref().map_or(u32::MAX, |snapshot| snapshot.health.dead_after);
+        let slot = &mut self.slots[settled.slot as usize];
+        slot.note_failure(failure, dead_after, now);
+        // A closed door is closed at once, not at the next refresh.
+        if slot.dead_here.is_some() || now < slot.elsewhere_until {
+            seat.permits = false;
+        }
     }
 
     /// A connection ended after `lasted`.
-    pub fn closed(&mut self, _key: ServerKey, _lasted: Duration, _now: Instant) {
-        todo!()
+    pub fn closed(&mut self, key: ServerKey, lasted: Duration, now: Instant) {
+        let Some(slot) = self.slots.get_mut(key.0 as usize).filter(|slot| slot.own > 0) else { return };
+        slot.own -= 1;
+        self.ticks += 1;
+        let seat = &mut self.seats[key.0 as usize];
+        seat.live = seat.live.saturating_sub(1);
+        seat.changed = self.ticks;
+        self.probation.closed(key.0, lasted, now);
     }
 
     /// Bytes came from the server: it is not frozen, whatever its reports.
-    pub fn heard(&mut self, _key: ServerKey, _now: Instant) {
-        todo!()
+    pub fn heard(&mut self, key: ServerKey, now: Instant) {
+        if let Some(slot) = self.slots.get_mut(key.0 as usize) {
+            slot.heard = Some(now);
+        }
     }
 
     /// When [`Gateway::handle_timeout`] is due: expiring placements, targets every 100 ms.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        todo!()
+        self.snapshot.as_ref().map(|_| self.refresh_at)
     }
 
     /// Does what is due.
-    pub fn handle_timeout(&mut self, _now: Instant) {
-        todo!()
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if now >= self.refresh_at {
+            self.refresh(now);
+        }
     }
 
     /// What the controller should know, and starts the next interval of its counters.
-    pub fn view(&mut self, _now: Instant) -> GatewayView {
-        todo!()
+    pub fn view(&mut self, now: Instant) -> GatewayView {
+        let mut servers = Vec::with_capacity(self.by_id.len());
+        for (id, index) in &self.by_id {
+            let pending = self.seats[*index as usize].pending;
+            servers.push(self.slots[*index as usize].report(id, pending, self.probation.is_on(*index)));
+        }
+        GatewayView {
+            gateway: self.config.id.clone(),
+            fleet: self.config.fleet.clone(),
+            at: now,
+            servers,
+            waiting: self.waiting,
+            refused_prefixes: self.refused.worst_second(now),
+        }
     }
 
     /// The servers as this gateway counts them, and their allotments, for the API and for tests.
     #[must_use]
     pub fn allotments(&self) -> (Vec<Server>, Allotments) {
-        todo!()
+        let kept = |index: &usize| self.slots[*index].kept(self.seats[*index].pending);
+        let indexes: Vec<usize> = (0..self.slots.len()).filter(kept).collect();
+        let servers = indexes.iter().map(|index| {
+            let seat = &self.seats[*index];
+            Server {
+                live: Connections(seat.live),
+                pending: Connections(seat.pending),
+                ..self.servers[*index].clone()
+            }
+        });
+        let each = indexes.iter().map(|index| self.allotments.each[*index]).collect();
+        (servers.collect(), Allotments { each, ..self.allotments })
     }
 
     /// Connections this gateway holds on a server.
     #[must_use]
-    pub fn connections(&self, _key: ServerKey) -> Connections {
-        todo!()
+    pub fn connections(&self, key: ServerKey) -> Connections {
+        Connections(self.slots.get(key.0 as usize).map_or(0, |slot| slot.own))
+    }
+
+    /// The slot of a server.
+    #[must_use]
+    pub fn key(&self, server: &ServerId) -> Option<ServerKey> {
+        self.by_id.get(server).map(|index| ServerKey(*index))
+    }
+
+    /// How to place, as the last snapshot says.
+    #[must_use]
+    pub fn place_config(&self) -> Option<&PlaceConfig> {
+        self.snapshot.as_ref().map(|snapshot| &snapshot.place)
+    }
+
+    /// How many handshakes wait for credit, for the next view.
+    pub(crate) fn note_waiting(&mut self, waiting: u32) {
+        self.waiting = waiting;
+    }
+
+    /// Counts a client that got no server.
+    pub(crate) fn note_refused(&mut self, prefix: u64, now: Instant) {
+        self.refused.note(prefix, now);
+    }
+
+    /// The slot of a server, a free one, or a new one.
+    fn slot_for(&mut self, view: &ServerView) -> u32 {
+        if let Some(index) = self.by_id.get(&view.id) {
+            return *index;
+        }
+        let index = self.free.pop().map_or(self.slots.len(), |index| index as usize);
+        let slot = Slot::new(view.clone());
+        let server = Server {
+            id: view.id.clone(),
+            capacity: view.capacity,
+            live: Connections::ZERO,
+            pending: Connections::ZERO,
+            admit: view.admit,
+            ceilings: Vec::new(),
+        };
+        if index == self.slots.len() {
+            self.slots.push(slot);
+            self.seats.push(Seat::default());
+            self.servers.push(server);
+        } else {
+            self.slots[index] = slot;
+            self.seats[index] = Seat::default();
+            self.servers[index] = server;
+        }
+        let index = index as u32;
+        self.probation.reset(index);
+        self.by_id.insert(view.id.clone(), index);
+        index
+    }
+
+    fn choose(&mut self, ask: &Ask<'_>, now: Instant) -> Result<u32, Refusal> {
+        if ask.source.is_none()
+            && let Some(trial) = self.probation.trial().filter(|slot| self.may_try(*slot, ask, now))
+        {
+            return Ok(trial);
+        }
+        let seats = Seats { each: &self.seats, weight: self.weight, now };
+        let wish = Wish { avoid: ask.avoid, source: ask.source };
+        let refusal = match self.picker.pick(&seats, &wish, &mut self.rng) {
+            Ok(index) => return Ok(index),
+            Err(refusal) if ask.source.is_some() => return Err(refusal),
+            Err(refusal @ (Refusal::OutOfCredit { .. } | Refusal::NoServer)) => return Err(refusal),
+            Err(refusal) => refusal,
+        };
+        // A server on probation is better than none.
+        if let Some(slot) = self.probation.on().iter().find(|slot| self.may_try(**slot, ask, now)) {
+            return Ok(*slot);
+        }
+        self.probe(ask, now).filter(|_| refusal == Refusal::NothingOpen).ok_or(refusal)
+    }
+
+    /// Whether a server on probation may get this connection.
+    fn may_try(&self, slot: u32, ask: &Ask<'_>, now: Instant) -> bool {
+        let seat = &self.seats[slot as usize];
+        self.slots[slot as usize].trial
+            && seat.live.saturating_add(seat.pending) < self.slots[slot as usize].view.capacity.get()
+            && seat.arrival_at <= now
+            && !ask.avoid.contains(&ServerKey(slot))
+    }
+
+    /// With everything dead by our own evidence, somebody has to find out when that ends.
+    fn probe(&mut self, ask: &Ask<'_>, now: Instant) -> Option<u32> {
+        if now < self.probe_at {
+            return None;
+        }
+        let may = |slot: &u32| self.slots[*slot as usize].probe && !ask.avoid.contains(&ServerKey(*slot));
+        let slot =
+            self.listed.iter().copied().filter(may).min_by_key(|slot| self.seats[*slot as usize].used)?;
+        self.probe_at = now + PROBE_EVERY;
+        Some(slot)
+    }
+
+    fn note_placement(&mut self, index: u32, ask: &Ask<'_>, now: Instant) -> Placement {
+        self.ticks += 1;
+        self.placed_since_refresh += 1;
+        let slot = &mut self.slots[index as usize];
+        let seat = &mut self.seats[index as usize];
+        seat.pending += 1;
+        (seat.used, seat.changed) = (self.ticks, self.ticks);
+        if ask.source.is_some() {
+            slot.credit.spend_on_move(&slot.rate, now);
+        } else {
+            slot.credit.spend(&slot.rate, now);
+        }
+        seat.arrival_at = slot.credit.arrival_at(&slot.rate);
+        seat.move_at = slot.credit.move_at(&slot.rate);
+        slot.placed += 1;
+        slot.peak = slot.peak.max(slot.own + seat.pending);
+        Placement {
+            id: PlacementId(self.ledger.open(index, now)),
+            key: ServerKey(index),
+            server: slot.view.id.clone(),
+            url: Arc::clone(&slot.view.url),
+        }
+    }
+
+    /// Expires placements, judges probation and computes targets and credit anew.
+    fn refresh(&mut self, now: Instant) {
+        let Some(snapshot) = self.snapshot.clone() else { return };
+        while let Some(slot) = self.ledger.expire(snapshot.place.pending_ttl, now) {
+            self.seats[slot as usize].pending -= 1;
+        }
+        self.probation.judge(&self.listed, now);
+        let stale = now.since(self.installed_at) > CONTROLLER_GONE_AFTER;
+        let mut demand = Connections::ZERO;
+        for index in 0..self.slots.len() {
+            self.refresh_slot(index, &snapshot, stale, now);
+            demand += self.servers[index].live + self.servers[index].pending;
+        }
+        self.allotments = allot(&self.servers, demand.max(Connections(1)), Ratio::ONE);
+        for (seat, allotment) in self.seats.iter_mut().zip(&self.allotments.each) {
+            seat.target = allotment.target;
+            seat.at_most = allotment.at_most.get();
+        }
+        self.refresh_credit(&snapshot, now);
+        self.refresh_weight(&snapshot, now);
+        let seats = Seats { each: &self.seats, weight: self.weight, now };
+        self.picker.refresh(snapshot.place.pick, snapshot.gateways, &seats);
+        self.refreshed_at = now;
+        self.refresh_at = now + REFRESH;
+    }
+
+    /// All wishes about one server, the controller's and our own.
+    fn refresh_slot(&mut self, index: usize, snapshot: &Snapshot, stale: bool, now: Instant) {
+        let slot = &mut self.slots[index];
+        let (seat, server) = (&mut self.seats[index], &mut self.servers[index]);
+        if !slot.kept(seat.pending) && self.by_id.get(&slot.view.id) == Some(&(index as u32)) {
+            self.by_id.remove(&slot.view.id);
+            self.free.push(index as u32);
+        }
+        let heard_until =
+            slot.heard.map(|heard| heard + snapshot.health.suspect_after).filter(|until| now < *until);
+        server.ceilings.clear();
+        slot.wishes(heard_until.is_some(), now, &mut server.ceilings);
+        let on_probation = self.probation.is_on(index as u32);
+        slot.trial = on_probation && server.ceilings.iter().all(|ceiling| ceiling.cause.permits());
+        slot.probe = slot.dead_here.is_some() || stale && slot.view.health != Health::Ok;
+        slot.probe &= server
+            .ceilings
+            .iter()
+            .all(|ceiling| ceiling.cause.permits() || matches!(ceiling.cause, Cause::Dead | Cause::Suspect));
+        if on_probation {
+            server.ceilings.push(Ceiling { at_most: Connections::ZERO, cause: Cause::Probation });
+        }
+        seat.live = slot.own.saturating_add(slot.foreign);
+        seat.permits = server.ceilings.iter().all(|ceiling| ceiling.cause.permits());
+        let suspect = slot.view.health == Health::Suspect;
+        seat.trusted_until = heard_until.filter(|_| suspect).unwrap_or(Instant(u64::MAX));
+        server.capacity = slot.view.capacity;
+        server.admit = slot.view.admit;
+        server.live = Connections(seat.live);
+        server.pending = Connections(seat.pending);
+    }
+
+    /// Each server's rate here: its own, this gateway's share, slow start relative to the fleet.
+    fn refresh_credit(&mut self, snapshot: &Snapshot, now: Instant) {
+        let place = &snapshot.place;
+        let factor =
+            |slot: &Slot| slow_start(slot.view.open_since, place.slow_start, place.slow_start_floor, now);
+        let open = |index: &&u32| self.seats[**index as usize].permits;
+        let largest = self.listed.iter().filter(open).map(|index| factor(&self.slots[*index as usize]));
+        let largest = largest.fold(0.0, f64::max).max(1e-9);
+        let share = 1.0 / f64::from(snapshot.gateways.max(1));
+        for index in &self.listed {
+            let slot = &mut self.slots[*index as usize];
+            let part = (factor(slot) / largest).min(1.0) * share;
+            slot.rate = Rate::new(PerSecond::new(slot.view.admit.get() * part), place.admit_burst);
+            let seat = &mut self.seats[*index as usize];
+            seat.arrival_at = slot.credit.arrival_at(&slot.rate);
+            seat.move_at = slot.credit.move_at(&slot.rate);
+        }
+    }
+
+    fn refresh_weight(&mut self, snapshot: &Snapshot, now: Instant) {
+        let passed = now.since(self.refreshed_at).as_secs_f64();
+        if passed > 0.0 {
+            self.own_rate.update(f64::from(self.placed_since_refresh) / passed, now);
+            self.placed_since_refresh = 0;
+        }
+        let own = self.own_rate.value().unwrap_or(0.0);
+        self.weight = Weight::new(snapshot.placed_per_s.get(), own, snapshot.gateways);
     }
 }
+
+impl Slot {
+    fn new(view: ServerView) -> Self {
+        Self {
+            view,
+            listed: false,
+            own: 0,
+            foreign: 0,
+            peak: 0,
+            report: None,
+            credit: Credit::default(),
+            rate: Rate::default(),
+            dead_here: None,
+            elsewhere_until: Instant::ZERO,
+            heard: None,
+            failed_in_a_row: 0,
+            placed: 0,
+            failed: 0,
+            refused: 0,
+            trial: false,
+            probe: false,
+        }
+    }
+
+    /// Whether the slot belongs to a server that is listed or still holds something.
+    fn kept(&self, pending: u32) -> bool {
+        self.listed || self.own > 0 || pending > 0
+    }
+
+    /// Takes the controller's view of the server.
+    fn read(&mut self, view: &ServerView, pending: u32, snapshot_at: Instant) {
+        self.listed = true;
+        if view.inc > self.view.inc {
+            (self.failed_in_a_row, self.heard, self.dead_here) = (0, None, None);
+        }
+        let said = view.reported.map(|reported| (view.inc, reported.seq));
+        let newer = said > self.report;
+        match (view.executor, view.reported) {
+            (Executor::Gateways, _) => self.foreign = view.elsewhere.get(),
+            (Executor::Agent, Some(reported)) if newer => {
+                let ours = self.peak.max(self.own + pending);
+                self.foreign = reported.connections.get().saturating_sub(ours);
+                self.peak = self.own + pending;
+            }
+            (Executor::Agent, Some(_)) => {}
+            (Executor::Agent, None) => self.foreign = 0,
+        }
+        if newer {
+            self.report = said;
+        }
+        if let Some(dead) = self.dead_here {
+            self.dead_here = dead.after(view, newer, snapshot_at);
+            if self.dead_here.is_none() {
+                self.failed_in_a_row = 0;
+            }
+        }
+        self.view.clone_from(view);
+    }
+
+    fn note_failure(&mut self, failure: Failure, dead_after: u32, now: Instant) {
+        match failure {
+            Failure::Refused | Failure::Unreachable | Failure::BadAnswer => {
+                self.failed += 1;
+                self.failed_in_a_row += 1;
+                self.refused += u32::from(failure == Failure::Refused);
+                if failure == Failure::Refused || self.failed_in_a_row >= dead_after {
+                    self.dead_here = Some(DeadHere { since: now, confirmed: false });
+                }
+            }
+            Failure::Draining => self.elsewhere_until = now + ELSEWHERE_FOR,
+            Failure::Answered => {
+                self.failed_in_a_row = 0;
+                self.heard = Some(now);
+            }
+            Failure::ClientGone => {}
+        }
+    }
+
+    /// The controller's ceilings and our own, probation aside.
+    fn wishes(&self, heard: bool, now: Instant, into: &mut Vec<Ceiling>) {
+        let none = |cause| Ceiling { at_most: Connections::ZERO, cause };
+        let believed = |ceiling: &&Ceiling| !(heard && ceiling.cause == Cause::Suspect);
+        into.extend(self.view.ceilings.iter().filter(believed));
+        match self.view.state {
+            State::Starting => into.push(none(Cause::Starting)),
+            State::Cordoned => into.push(none(Cause::Cordon)),
+            State::Draining => into.push(none(Cause::Drain)),
+            State::Drained | State::Stopped => into.push(none(Cause::Drain)),
+            State::Active => {}
+        }
+        match self.view.health {
+            Health::Dead => into.push(none(Cause::Dead)),
+            Health::Suspect if !heard => into.push(none(Cause::Suspect)),
+            Health::Suspect | Health::Ok => {}
+        }
+        if self.dead_here.is_some() || !self.listed {
+            into.push(none(Cause::Dead));
+        }
+        if now < self.elsewhere_until {
+            into.push(none(Cause::Drain));
+        }
+    }
+
+    fn report(&mut self, id: &ServerId, pending: u32, probation: bool) -> ServerCounts {
+        let counts = ServerCounts {
+            server: id.clone(),
+            connections: Connections(self.own),
+            pending: Connections(pending),
+            placed: self.placed,
+            failed: self.failed,
+            refused: self.refused,
+            failed_in_a_row: self.failed_in_a_row,
+            probation,
+            heard: self.heard,
+        };
+        (self.placed, self.failed, self.refused) = (0, 0, 0);
+        counts
+    }
+}
+
+impl DeadHere {
+    /// What is left of the evidence after a snapshot: a report newer than it or a check passed after it ends it.
+    fn after(self, view: &ServerView, newer: bool, snapshot_at: Instant) -> Option<Self> {
+        let reported = newer && view.reported.is_some_and(|reported| reported.at > self.since);
+        let passed = view.reported.is_none()
+            && view.health == Health::Ok
+            && (self.confirmed || snapshot_at.since(self.since) >= CHECKED_AFTER);
+        let confirmed = self.confirmed || view.health == Health::Dead;
+        (!reported && !passed).then_some(Self { confirmed, ..self })
+    }
+}
+
+/// Distinct client prefixes that got no server, by second, over the last ten.
+#[derive(Debug, Default)]
+struct RefusedPrefixes {
+    second: u64,
+    now: BTreeSet<u64>,
+    past: [(u64, u32); 10],
+}
+
+impl RefusedPrefixes {
+    fn note(&mut self, prefix: u64, now: Instant) {
+        self.turn(now);
+        if self.now.len() < PREFIXES_MAX {
+            self.now.insert(prefix);
+        }
+    }
+
+    fn turn(&mut self, now: Instant) {
+        let second = now.as_millis() / 1_000;
+        if second != self.second {
+            self.past[self.second as usize % self.past.len()] = (self.second, self.now.len() as u32);
+            self.now.clear();
+            self.second = second;
+        }
+    }
+
+    fn worst_second(&mut self, now: Instant) -> u32 {
+        self.turn(now);
+        let recent = |(second, _): &&(u64, u32)| self.second - second.min(&self.second) <= 9;
+        let past = self.past.iter().filter(recent).map(|(_, count)| *count).max().unwrap_or(0);
+        past.max(self.now.len() as u32)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -12,7 +12,7 @@ use core::cmp::Ordering;
 use evenkeel_model::{Duration, Instant, Rng, Share};
 
 use crate::config::PickRule;
-use crate::gateway::Refusal;
+use crate::gateway::{Refusal, ServerKey};
 
 /// Up to so many servers `auto` looks at all of them: cheaper than drawing, and exact.
 pub const EXACT_UP_TO: usize = 16;
@@ -119,9 +119,9 @@ impl Utilisation {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Wish<'a> {
     /// Seats already tried.
-    pub avoid: &'a [u32],
+    pub avoid: &'a [ServerKey],
     /// The seat it leaves, for a move.
-    pub source: Option<u32>,
+    pub source: Option<ServerKey>,
 }
 
 /// The seats of one fleet at one moment.
@@ -189,9 +189,9 @@ impl Picker {
     }
 
     /// The least utilised of all, if it is less utilised than the source will be without the connection.
-    fn pick_for_move(&self, seats: &Seats<'_>, wish: &Wish<'_>, source: u32) -> Result<u32, Refusal> {
+    fn pick_for_move(&self, seats: &Seats<'_>, wish: &Wish<'_>, source: ServerKey) -> Result<u32, Refusal> {
         let receiver = self.lowest(seats, wish)?;
-        let Some(source) = seats.each.get(source as usize) else { return Ok(receiver) };
+        let Some(source) = seats.each.get(source.0 as usize) else { return Ok(receiver) };
         let source = Utilisation {
             count: u64::from(source.live) << Share::BITS,
             target: if source.at_most == 0 { 0 } else { source.target.0 },
@@ -203,7 +203,9 @@ impl Picker {
     fn lowest(&self, seats: &Seats<'_>, wish: &Wish<'_>) -> Result<u32, Refusal> {
         let mut best: Option<(u32, &Seat)> = None;
         for (index, seat) in (0u32..).zip(seats.each) {
-            if may_take(seats, index, wish) && best.is_none_or(|(_, best)| self.before(seat, best, seats.weight)) {
+            if may_take(seats, index, wish)
+                && best.is_none_or(|(_, best)| self.before(seat, best, seats.weight))
+            {
                 best = Some((index, seat));
             }
         }
@@ -289,7 +291,7 @@ fn credit_at(seat: &Seat, wish: &Wish<'_>) -> Instant {
 }
 
 fn excluded(index: u32, wish: &Wish<'_>) -> bool {
-    wish.source == Some(index) || wish.avoid.contains(&index)
+    wish.source == Some(ServerKey(index)) || wish.avoid.contains(&ServerKey(index))
 }
 
 fn utilisation_with_one_more(seat: &Seat, weight: Weight) -> Utilisation {

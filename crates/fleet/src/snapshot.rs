@@ -5,7 +5,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use evenkeel_model::{
-    Connections, Desired, Duration, FleetId, GatewayId, Incarnation, Instant, PerSecond, ServerId, State,
+    Connections, Desired, FleetId, GatewayId, Incarnation, Instant, PerSecond, ServerId, State,
 };
 
 use crate::allot::Ceiling;
