@@ -12,25 +12,29 @@ pub(super) fn check(files: &[File]) -> Vec<Finding> {
     let (mut code, mut page) = (BTreeSet::new(), BTreeSet::new());
     for file in files {
         if file.path == PAGE {
-            page.extend(names(&file.text, '`'));
+            page.extend(file.text.split('`').filter_map(as_registered));
         } else if file.path.starts_with(CODE) && file.is_rust() {
-            code.extend(names(&file.text, '"'));
+            code.extend(file.text.split('"').filter(|word| is_name(word)).map(str::to_owned));
         }
     }
     let find = |what: String| Finding { path: PAGE.to_owned(), line: 0, what };
     let missing = code.difference(&page).map(|name| find(format!("{name} is not described")));
-    let stale = page.difference(&code).map(|name| find(format!("{name} does not exist in {CODE}")));
+    let stale = page.difference(&code).map(|name| find(format!("{name} does not exist in {CODE}.rs")));
     missing.chain(stale).collect()
 }
 
-/// Quoted words that begin with `evenkeel_`; labels in braces are no part of the name.
-fn names(text: &str, quote: char) -> BTreeSet<String> {
-    let valid = |name: &str| name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
-    text.split(quote)
-        .filter_map(|word| word.split('{').next())
-        .filter(|word| word.starts_with("evenkeel_") && valid(word))
-        .map(str::to_owned)
-        .collect()
+/// What the registry was given for a metric as scraped: without prefix, labels, and the suffixes that the encoder
+/// adds to counters and to names with a unit.
+fn as_registered(scraped: &str) -> Option<String> {
+    let name = scraped.split('{').next()?.strip_prefix("evenkeel_")?;
+    let name = name.strip_suffix("_total").or_else(|| name.strip_suffix("_seconds")).unwrap_or(name);
+    is_name(name).then(|| name.to_owned())
+}
+
+/// A metric begins with the role that keeps it.
+fn is_name(word: &str) -> bool {
+    (word.starts_with("gateway_") || word.starts_with("controller_"))
+        && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
 }
 
 #[cfg(test)]
@@ -41,14 +45,14 @@ mod tests {
     #[test]
     fn names_on_one_side_only_are_found() {
         let files = [
-            file("crates/runtime/src/metrics.rs", "const A: &str = \"evenkeel_a_total\";\n\"evenkeel_b\"\n"),
-            file(PAGE, "| `evenkeel_a_total{reason}` | x |\n| `evenkeel_c` |\n"),
+            file("crates/runtime/src/metrics.rs", "const A: &str = \"gateway_a\";\n\"gateway_b\"\n"),
+            file(PAGE, "| `evenkeel_gateway_a_total{reason}` | x |\n| `evenkeel_gateway_c` |\n"),
         ];
         assert_eq!(
             lines(&check(&files)),
             [
-                "docs/reference/metrics.md: evenkeel_b is not described",
-                "docs/reference/metrics.md: evenkeel_c does not exist in crates/runtime/src/metrics"
+                "docs/reference/metrics.md: gateway_b is not described",
+                "docs/reference/metrics.md: gateway_c does not exist in crates/runtime/src/metrics.rs"
             ]
         );
     }
