@@ -1,1 +1,413 @@
-//! To be written.
+//! Learns how many connections a server would hold at score 1.
+//!
+//! In: one [`Sample`] a round, the declared capacity, one [`CapacityConfig`]. Out: a capacity that moves slowly, an
+//! overload ceiling that acts fast but only when sustained, and an inelastic pin for a term that does not fall as
+//! connections leave. Invariants: never above what was declared; a server holding next to nothing is taken at its
+//! word; one loud sample changes nothing.
+//! Elsewhere: the terms (`score`), what the ceilings do (`allot`).
+
+use evenkeel_model::{Average, Connections, Duration, Instant};
+
+use crate::allot::{Cause, Ceiling, TermKind};
+use crate::config::CapacityConfig;
+
+/// A busyness and the term it comes from.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Load {
+    /// Which term is the largest.
+    pub kind: TermKind,
+    /// Share of the full mark.
+    pub value: f64,
+}
+
+/// What one server showed in one round.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sample {
+    /// Connections it held.
+    pub connections: Connections,
+    /// What its connections cost: see [`crate::score::load`].
+    pub load: Option<Load>,
+    /// The largest term that does not fall as connections leave.
+    pub inelastic: Option<Load>,
+}
+
+/// What a server says it can hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Claim {
+    /// It or its configuration declared it: a prior worth a whole cost window.
+    Declared(Connections),
+    /// Nobody did: a guess that gives way as soon as something was measured.
+    Assumed(Connections),
+}
+
+impl Claim {
+    /// The number.
+    #[must_use]
+    pub const fn connections(self) -> Connections {
+        match self {
+            Self::Declared(connections) | Self::Assumed(connections) => connections,
+        }
+    }
+}
+
+/// Learns the capacity of one life of one server.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Learner {
+    last: Option<Instant>,
+    base: Average,
+    cost: Cost,
+    above: Sustained,
+    below: Sustained,
+    overload: Option<Overload>,
+    inelastic: Option<TermKind>,
+}
+
+/// Cost per connection as a ratio of two averages over the same time.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+struct Cost {
+    load: f64,
+    connections: f64,
+    over: Duration,
+    /// Set from a sustained overload: proven, so the declared capacity has no say any more.
+    proven: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Overload {
+    ceiling: Ceiling,
+    kind: TermKind,
+    /// Count and load when it began, to see whether the load follows the count.
+    began: (Connections, f64),
+}
+
+/// How long something has been true, twice the time it was not taken off: noise that dips across the line delays
+/// the verdict and does not restart it.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+struct Sustained {
+    held: Duration,
+    sum: f64,
+    samples: u32,
+}
+
+impl Sustained {
+    fn update(&mut self, holds: bool, value: f64, elapsed: Duration) {
+        if holds {
+            self.held += elapsed;
+        } else {
+            self.held = self.held.saturating_sub(2 * elapsed);
+        }
+        if self.held.is_zero() {
+            *self = Self::default();
+        } else {
+            self.sum += value;
+            self.samples += 1;
+        }
+    }
+
+    fn mean(&self) -> f64 {
+        self.sum / f64::from(self.samples.max(1))
+    }
+}
+
+/// Longest time one sample stands for: after a silence the time between is unknown.
+const STEP_MAX: Duration = Duration::from_secs(5);
+/// A base cost above this is no base: the server was busy with something else while it was empty.
+const BASE_MAX: f64 = 0.5;
+/// An inelastic term pins from 1 and lets go below this.
+const INELASTIC_RELEASE: f64 = 0.95;
+/// A load that keeps this share of itself …
+const STUCK_LOAD: f64 = 0.97;
+/// … after the count fell to this share is not caused by connections.
+const STUCK_COUNT: f64 = 0.9;
+
+impl Learner {
+    /// A learner that knows nothing but the claim.
+    #[must_use]
+    pub fn new(config: &CapacityConfig) -> Self {
+        Self {
+            last: None,
+            base: Average::new(config.overload_after),
+            cost: Cost::default(),
+            above: Sustained::default(),
+            below: Sustained::default(),
+            overload: None,
+            inelastic: None,
+        }
+    }
+
+    /// Takes the sample of one round. Says the overload that it began, if it did.
+    pub fn observe(&mut self, sample: Sample, now: Instant, config: &CapacityConfig) -> Option<Ceiling> {
+        let elapsed = self.last.map_or(Duration::ZERO, |last| now.since(last).min(STEP_MAX));
+        self.last = Some(now);
+        self.pin(sample);
+        let load = sample.load?;
+        if sample.connections.get() <= config.trust_from.get() / 10 {
+            self.base.update(load.value, now);
+        }
+        if sample.connections >= config.trust_from && self.inelastic != Some(load.kind) {
+            self.learn(load.value - self.base_cost(), sample.connections, elapsed, config);
+        }
+        self.judge(sample.connections, load, elapsed, config)
+    }
+
+    /// Connections it would hold at score 1.
+    #[must_use]
+    pub fn capacity(&self, live: Connections, claim: Claim, config: &CapacityConfig) -> Connections {
+        let claimed = claim.connections();
+        let settled = self.cost.proven || self.cost.over >= config.overload_after;
+        if live < config.trust_from || !settled || self.cost.load <= 0.0 {
+            return claimed;
+        }
+        let learned = (1.0 - self.base_cost()) * self.cost.connections / self.cost.load;
+        let weight = match claim {
+            Claim::Declared(_) if !self.cost.proven => {
+                (self.cost.over.as_secs_f64() / config.cost_window.as_secs_f64().max(1e-9)).min(1.0)
+            }
+            _ => 1.0,
+        };
+        let claimed_f = f64::from(claimed.get());
+        // Between the two by ratio: halving and doubling weigh the same.
+        let between = claimed_f * libm::pow((learned / claimed_f.max(1.0)).max(1e-9), weight);
+        Connections((between.min(claimed_f) as u32).max(1)).min(claimed)
+    }
+
+    /// Its overload ceiling or its inelastic pin.
+    #[must_use]
+    pub fn ceiling(&self, live: Connections) -> Option<Ceiling> {
+        match (self.inelastic, self.overload) {
+            (Some(kind), _) => Some(Ceiling { at_most: live, cause: Cause::Inelastic(kind) }),
+            (None, overload) => overload.map(|overload| overload.ceiling),
+        }
+    }
+
+    fn base_cost(&self) -> f64 {
+        self.base.value().unwrap_or(0.0).clamp(0.0, BASE_MAX)
+    }
+
+    /// Running means until the window is full, then decayed ones.
+    fn learn(&mut self, load: f64, connections: Connections, elapsed: Duration, config: &CapacityConfig) {
+        let cost = &mut self.cost;
+        cost.over = (cost.over + elapsed).min(config.cost_window);
+        let weight = if cost.connections == 0.0 {
+            1.0
+        } else {
+            (elapsed.as_secs_f64() / cost.over.as_secs_f64().max(1e-9)).min(1.0)
+        };
+        cost.load += (load.max(0.0) - cost.load) * weight;
+        cost.connections += (f64::from(connections.get()) - cost.connections) * weight;
+    }
+
+    fn judge(
+        &mut self,
+        live: Connections,
+        load: Load,
+        elapsed: Duration,
+        config: &CapacityConfig,
+    ) -> Option<Ceiling> {
+        if self.inelastic == Some(load.kind) {
+            self.above = Sustained::default();
+            return None;
+        }
+        self.above.update(load.value > 1.0, load.value, elapsed);
+        if let Some(overload) = self.overload {
+            self.below.update(load.value < config.overload_release_below, load.value, elapsed);
+            if self.below.held >= config.overload_release_after {
+                self.overload = None;
+                self.below = Sustained::default();
+            } else if is_stuck(overload, live, load) && self.above.held >= config.overload_after {
+                self.inelastic = Some(overload.kind);
+                self.overload = None;
+                self.cost = Cost::default();
+                return None;
+            }
+        }
+        if self.above.held < config.overload_after || live < config.trust_from {
+            return None;
+        }
+        self.overload(live, load.kind, config)
+    }
+
+    /// Sets the ceiling and restarts the cost from the fast estimate. Says the ceiling when it is new.
+    fn overload(&mut self, live: Connections, kind: TermKind, config: &CapacityConfig) -> Option<Ceiling> {
+        let mean = self.above.mean().max(1.0);
+        let at_most = Connections((f64::from(live.get()) * config.overload_factor / mean) as u32);
+        let ceiling = Ceiling { at_most, cause: Cause::Overload(kind) };
+        let is_new = self.overload.is_none();
+        let began = self.overload.map_or((live, mean), |overload| overload.began);
+        self.overload = Some(Overload { ceiling, kind, began });
+        self.cost = Cost {
+            load: (mean - self.base_cost()).max(0.0),
+            connections: f64::from(live.get()),
+            over: config.overload_after,
+            proven: true,
+        };
+        self.above = Sustained::default();
+        self.below = Sustained::default();
+        is_new.then_some(ceiling)
+    }
+
+    /// Memory and other inelastic terms pin from full on; a term found inelastic lets go when it falls by itself.
+    fn pin(&mut self, sample: Sample) {
+        let full = sample.inelastic.filter(|load| load.value >= 1.0);
+        self.inelastic = match (self.inelastic, full) {
+            (None, full) => full.map(|load| load.kind),
+            (Some(kind), _) => {
+                let shown =
+                    [sample.inelastic, sample.load].into_iter().flatten().find(|load| load.kind == kind);
+                shown.is_some_and(|load| load.value >= INELASTIC_RELEASE).then_some(kind)
+            }
+        };
+    }
+}
+
+/// Whether the load stayed although the connections left.
+fn is_stuck(overload: Overload, live: Connections, load: Load) -> bool {
+    let (count, value) = overload.began;
+    load.kind == overload.kind
+        && f64::from(live.get()) <= STUCK_COUNT * f64::from(count.get())
+        && load.value >= STUCK_LOAD * value
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cpu(value: f64) -> Option<Load> {
+        Some(Load { kind: TermKind::Cpu, value })
+    }
+
+    /// Feeds one sample a second for `seconds`; `load` of the second and the count.
+    struct Server {
+        learner: Learner,
+        config: CapacityConfig,
+        second: u64,
+    }
+
+    impl Server {
+        fn new() -> Self {
+            let config = CapacityConfig::default();
+            Self { learner: Learner::new(&config), config, second: 0 }
+        }
+
+        fn run(&mut self, seconds: u64, connections: u32, load: impl Fn(u64) -> f64) -> Option<Ceiling> {
+            let mut began = None;
+            for _ in 0..seconds {
+                self.second += 1;
+                let sample = Sample {
+                    connections: Connections(connections),
+                    load: cpu(load(self.second)),
+                    inelastic: None,
+                };
+                let now = Instant::from_millis(self.second * 1_000);
+                began = began.or(self.learner.observe(sample, now, &self.config));
+            }
+            began
+        }
+
+        fn capacity(&self, live: u32, claim: Claim) -> u32 {
+            self.learner.capacity(Connections(live), claim, &self.config).get()
+        }
+    }
+
+    const DECLARED: Claim = Claim::Declared(Connections(1_000));
+    const ASSUMED: Claim = Claim::Assumed(Connections(10_000));
+
+    #[test]
+    fn a_nearly_empty_server_is_taken_at_its_word() {
+        let mut server = Server::new();
+        server.run(600, 49, |_| 0.9);
+        assert_eq!(server.capacity(49, DECLARED), 1_000);
+    }
+
+    #[test]
+    fn cost_per_connection_decides_after_a_whole_window() {
+        let mut server = Server::new();
+        server.run(700, 400, |_| 0.8);
+        assert_eq!(server.capacity(400, DECLARED), 500);
+    }
+
+    #[test]
+    fn an_assumed_capacity_gives_way_as_soon_as_cost_was_measured() {
+        let mut server = Server::new();
+        server.run(40, 400, |_| 0.8);
+        assert_eq!(server.capacity(400, ASSUMED), 500);
+        assert!(server.capacity(400, DECLARED) > 900, "a declared one is worth the whole window");
+    }
+
+    #[test]
+    fn capacity_never_passes_what_was_declared() {
+        let mut server = Server::new();
+        server.run(700, 400, |_| 0.01);
+        assert_eq!(server.capacity(400, DECLARED), 1_000);
+    }
+
+    #[test]
+    fn base_cost_of_an_empty_server_is_not_charged_to_connections() {
+        let mut server = Server::new();
+        server.run(120, 0, |_| 0.2);
+        // 0.2 base and 0.4 for 400 connections: 0.8 is left for 800.
+        server.run(700, 400, |_| 0.6);
+        let capacity = server.capacity(400, ASSUMED);
+        assert!((790..=810).contains(&capacity), "{capacity}");
+    }
+
+    #[test]
+    fn noise_across_the_line_puts_no_ceiling() {
+        let mut server = Server::new();
+        // Above 1 for ten seconds of every thirty.
+        assert_eq!(server.run(3_600, 500, |s| if s % 30 < 10 { 1.2 } else { 0.5 }), None);
+        assert_eq!(server.learner.ceiling(Connections(500)), None);
+    }
+
+    #[test]
+    fn sustained_overload_puts_a_ceiling_and_restarts_the_cost() {
+        let mut server = Server::new();
+        server.run(1_200, 600, |_| 0.6);
+        assert_eq!(server.capacity(600, DECLARED), 1_000);
+        assert_eq!(server.run(25, 600, |_| 1.2), None);
+        let ceiling = server.run(10, 600, |_| 1.2).expect("above 1 for 30 s");
+        assert_eq!(ceiling, Ceiling { at_most: Connections(425), cause: Cause::Overload(TermKind::Cpu) });
+        assert_eq!(server.capacity(600, DECLARED), 500);
+    }
+
+    #[test]
+    fn overload_ends_after_five_quiet_minutes() {
+        let mut server = Server::new();
+        server.run(40, 600, |_| 1.2);
+        server.run(299, 400, |_| 0.8);
+        assert!(server.learner.ceiling(Connections(400)).is_some());
+        server.run(5, 400, |_| 0.8);
+        assert_eq!(server.learner.ceiling(Connections(400)), None);
+    }
+
+    #[test]
+    fn a_load_that_stays_while_connections_leave_is_inelastic_and_sheds_no_more() {
+        let mut server = Server::new();
+        server.run(40, 600, |_| 1.2);
+        assert_eq!(server.learner.ceiling(Connections(600)).unwrap().cause, Cause::Overload(TermKind::Cpu));
+        server.run(40, 500, |_| 1.2);
+        let pin = server.learner.ceiling(Connections(500)).unwrap();
+        assert_eq!(pin, Ceiling { at_most: Connections(500), cause: Cause::Inelastic(TermKind::Cpu) });
+        assert_eq!(server.capacity(500, DECLARED), 1_000, "it says nothing about connections");
+        server.run(5, 500, |_| 0.5);
+        assert_eq!(server.learner.ceiling(Connections(500)), None);
+    }
+
+    #[test]
+    fn full_memory_stops_admission_and_never_sheds() {
+        let config = CapacityConfig::default();
+        let mut learner = Learner::new(&config);
+        let memory = |value| Sample {
+            connections: Connections(500),
+            load: cpu(0.5),
+            inelastic: Some(Load { kind: TermKind::Memory, value }),
+        };
+        learner.observe(memory(1.0), Instant::from_millis(1_000), &config);
+        let pin = learner.ceiling(Connections(500)).unwrap();
+        assert_eq!(pin.cause, Cause::Inelastic(TermKind::Memory));
+        learner.observe(memory(0.96), Instant::from_millis(2_000), &config);
+        assert!(learner.ceiling(Connections(500)).is_some());
+        learner.observe(memory(0.94), Instant::from_millis(3_000), &config);
+        assert_eq!(learner.ceiling(Connections(500)), None);
+    }
+}

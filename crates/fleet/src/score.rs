@@ -9,6 +9,7 @@ use alloc::vec::Vec;
 use evenkeel_model::{Connections, Measures, Ratio};
 
 use crate::allot::TermKind;
+use crate::capacity::Load;
 use crate::config::{Combine, ScoreConfig};
 
 /// One measure of busyness as a share of its full mark: 0 idle, 1 full.
@@ -45,49 +46,81 @@ pub fn score(averaged: &Measures, live: Connections, capacity: Connections, conf
     Score { value: Ratio::new(value), terms }
 }
 
-impl Score {
-    /// The largest term that falls as connections leave, the count itself aside: what a server's own load says.
-    #[must_use]
-    pub fn load(&self) -> Option<&Term> {
-        largest(self.terms.iter().filter(|term| term.elastic && term.kind != TermKind::Connections))
-    }
-
-    /// The largest term that does not fall as connections leave.
-    #[must_use]
-    pub fn inelastic(&self) -> Option<&Term> {
-        largest(self.terms.iter().filter(|term| !term.elastic))
+/// What a server's connections cost it: the largest term that falls as connections leave, the count itself aside.
+/// With a weighted sum every such term has its part in it, the count too.
+#[must_use]
+pub fn load(
+    averaged: &Measures,
+    live: Connections,
+    capacity: Connections,
+    config: &ScoreConfig,
+) -> Option<Load> {
+    let elastic = values(averaged, live, capacity, config).filter(|value| value.elastic);
+    match &config.combine {
+        Combine::Max => largest(elastic.filter(|value| value.kind != TermKind::Connections)),
+        Combine::Sum { weights } => {
+            let weight = |name: &str| weights.get(name).copied().unwrap_or(0.0);
+            let all: f64 = values(averaged, live, capacity, config).map(|value| weight(value.name)).sum();
+            let parts = elastic.map(|value| Value { value: value.value * weight(value.name) / all, ..value });
+            let sum: f64 = parts.clone().map(|part| part.value).sum();
+            largest(parts).filter(|_| all > 0.0).map(|largest| Load { value: sum, ..largest })
+        }
     }
 }
 
-fn largest<'a>(terms: impl Iterator<Item = &'a Term>) -> Option<&'a Term> {
-    terms.reduce(|a, b| if b.value > a.value { b } else { a })
+/// The largest term that does not fall as connections leave.
+#[must_use]
+pub fn inelastic(averaged: &Measures, config: &ScoreConfig) -> Option<Load> {
+    largest(values(averaged, Connections::ZERO, Connections::ZERO, config).filter(|value| !value.elastic))
+}
+
+/// A term without a name of its own, so that a round over thousands of servers allocates nothing.
+#[derive(Clone, Copy)]
+struct Value<'a> {
+    kind: TermKind,
+    name: &'a str,
+    value: f64,
+    elastic: bool,
+}
+
+fn largest<'a>(values: impl Iterator<Item = Value<'a>>) -> Option<Load> {
+    values
+        .map(|value| Load { kind: value.kind, value: value.value })
+        .reduce(|a, b| if b.value > a.value { b } else { a })
+}
+
+/// The terms in their order: connections, cpu, memory, lag, custom by name.
+fn values<'a>(
+    averaged: &'a Measures,
+    live: Connections,
+    capacity: Connections,
+    config: &'a ScoreConfig,
+) -> impl Iterator<Item = Value<'a>> + Clone {
+    let one = |kind, name, value: Option<f64>, full: f64, elastic| {
+        value.map(|value| Value { kind, name, value: value / full, elastic })
+    };
+    let (count, capacity) = (f64::from(live.get()), f64::from(capacity.get().max(1)));
+    let own = [
+        one(TermKind::Connections, "connections", Some(count), capacity, true),
+        one(TermKind::Cpu, "cpu", averaged.cpu, config.cpu_full, true),
+        one(TermKind::Memory, "memory", averaged.memory, config.memory_full, false),
+        one(TermKind::Lag, "lag", averaged.lag_ms, config.lag_full_ms, true),
+    ];
+    let custom = averaged.custom.iter().map(|(name, &value)| {
+        let custom = config.custom.get(name).copied().unwrap_or_default();
+        Value { kind: TermKind::Custom, name, value: value / custom.full, elastic: custom.elastic }
+    });
+    own.into_iter().flatten().chain(custom)
 }
 
 fn terms(averaged: &Measures, live: Connections, capacity: Connections, config: &ScoreConfig) -> Vec<Term> {
-    let term = |kind, name: &str, value: f64, full: f64, elastic| Term {
-        kind,
-        name: String::from(name),
-        value: Ratio::new(value / full),
-        elastic,
+    let named = |value: Value<'_>| Term {
+        kind: value.kind,
+        name: String::from(value.name),
+        value: Ratio::new(value.value),
+        elastic: value.elastic,
     };
-    let count = f64::from(live.get());
-    let mut terms = alloc::vec![term(
-        TermKind::Connections,
-        "connections",
-        count,
-        f64::from(capacity.get().max(1)),
-        true
-    )];
-    terms.extend(averaged.cpu.map(|cpu| term(TermKind::Cpu, "cpu", cpu, config.cpu_full, true)));
-    terms.extend(
-        averaged.memory.map(|memory| term(TermKind::Memory, "memory", memory, config.memory_full, false)),
-    );
-    terms.extend(averaged.lag_ms.map(|lag| term(TermKind::Lag, "lag", lag, config.lag_full_ms, true)));
-    for (name, &value) in &averaged.custom {
-        let custom = config.custom.get(name).copied().unwrap_or_default();
-        terms.push(term(TermKind::Custom, name, value, custom.full, custom.elastic));
-    }
-    terms
+    values(averaged, live, capacity, config).map(named).collect()
 }
 
 fn weighted_mean(terms: &[Term], weights: &BTreeMap<String, f64>) -> f64 {
@@ -117,8 +150,10 @@ mod tests {
             score.terms.iter().map(|term| libm::round(term.value.get() * 1e9) / 1e9).collect();
         assert_eq!(values, [0.1, 0.5, 0.1, 0.25, 0.7]);
         assert_eq!(score.value.get(), 0.7);
-        assert_eq!(score.load().unwrap().name, "rooms");
-        assert_eq!(score.inelastic().unwrap().name, "memory");
+        let config = ScoreConfig::default();
+        let load = load(&measures, Connections(100), Connections(1_000), &config).unwrap();
+        assert_eq!((load.kind, load.value), (TermKind::Custom, 0.7));
+        assert_eq!(inelastic(&measures, &config).unwrap().kind, TermKind::Memory);
     }
 
     #[test]
@@ -127,7 +162,8 @@ mod tests {
             score(&Measures::default(), Connections(250), Connections(1_000), &ScoreConfig::default());
         assert_eq!(score.value.get(), 0.25);
         assert_eq!(score.terms.len(), 1);
-        assert!(score.load().is_none());
+        let load = load(&Measures::default(), Connections(250), Connections(1_000), &ScoreConfig::default());
+        assert_eq!(load, None, "the count says nothing about its cost");
     }
 
     #[test]
@@ -137,6 +173,8 @@ mod tests {
         let config = ScoreConfig { combine: Combine::Sum { weights }, ..ScoreConfig::default() };
         let score = score(&busy(0.9, 0.9, 0.0), Connections(0), Connections(10), &config);
         assert_eq!(score.value.get(), 0.75);
+        let load = load(&busy(0.9, 0.9, 0.0), Connections(10), Connections(10), &config).unwrap();
+        assert_eq!((load.kind, load.value), (TermKind::Cpu, 1.0), "the count has its part in it");
     }
 
     #[test]
