@@ -131,13 +131,13 @@ mod tests {
         let rate = Rate::new(PerSecond::new(100.0), BURST);
         let (mut credit, mut moves, mut arrivals) = (Credit::default(), 0, 0);
         for ms in 0..10_000 {
-            while credit.move_at(&rate) <= at(ms) {
-                credit.spend_on_move(&rate, at(ms));
-                moves += 1;
-            }
             while credit.arrival_at(&rate) <= at(ms) {
                 credit.spend(&rate, at(ms));
                 arrivals += 1;
+            }
+            while credit.move_at(&rate) <= at(ms) {
+                credit.spend_on_move(&rate, at(ms));
+                moves += 1;
             }
         }
         assert!((240..=275).contains(&moves), "{moves} moves");
@@ -147,7 +147,7 @@ mod tests {
     #[test]
     fn slow_start_is_linear_from_its_floor() {
         let lasts = Duration::from_secs(30);
-        let factor = |s| slow_start(at(0), lasts, Ratio::new(0.1), at(s * 1_000));
+        let factor = |s: u64| slow_start(at(0), lasts, Ratio::new(0.1), at(s * 1_000));
         assert!((factor(0) - 0.1).abs() < 1e-12);
         assert!((factor(15) - 0.55).abs() < 1e-12);
         assert_eq!(factor(30), 1.0);

@@ -144,15 +144,11 @@ impl Probation {
     }
 
     fn suspicious(&self, slots: &[u32], now: Instant) -> Vec<u32> {
-        let seen = || {
-            slots
-                .iter()
-                .map(|slot| (*slot, self.each[*slot as usize].share(now)))
-                .filter(|(_, (n, _))| *n > 0)
-        };
+        let seen = || slots.iter().map(|slot| (*slot, self.each[*slot as usize].share(now)));
         if !seen().any(|(_, (placed, share))| placed >= PLACED_MIN && share > SHARE_MIN) {
             return Vec::new();
         }
+        // One that got no placement closed none at once: a hole swallows what the others would get.
         let mut shares: Vec<f64> = seen().map(|(_, (_, share))| share).collect();
         shares.sort_by(f64::total_cmp);
         let median = shares.get(shares.len().saturating_sub(1) / 2).copied().unwrap_or(0.0);
