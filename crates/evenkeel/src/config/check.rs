@@ -1,0 +1,708 @@
+//! From what is written to what is meant: [`RawFile`] → [`Settings`], with every mistake noted.
+//!
+//! One function for each table of the file, in the file's order. A table that is absent keeps its defaults; keys
+//! of features that are not built yet are refused by name.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use evenkeel_fleet::config::{
+    Band, CapacityConfig, Combine, CustomTerm, DeadlinePolicy, MoveConfig, PickRule, PlaceConfig,
+    ScaleConfig, ScoreConfig,
+};
+use evenkeel_model::{Connections, FleetId, GatewayId, PerSecond, Ratio, Select, ServerId};
+use evenkeel_runtime::log::{self, Format};
+use toml::Value;
+
+use super::problem::{At, Problems, Reader};
+use super::raw::{
+    Named, RawAdmin, RawBand, RawCapacity, RawCheck, RawFile, RawFleet, RawGateway, RawHealth, RawLog,
+    RawMove, RawPlace, RawProvider, RawRoute, RawScale, RawScore, RawServer, RawStore,
+};
+use super::settings::{
+    Admin, Check, CheckKind, Fleet, Gateway, Log, Process, Route, Scheme, Server, Settings, Store,
+};
+
+const DAY: Duration = Duration::from_secs(86_400);
+const HOUR: Duration = Duration::from_secs(3_600);
+const MILLI: Duration = Duration::from_millis(1);
+
+/// Placement rules by name.
+pub(super) const PICKS: [(&str, PickRule); 6] = [
+    ("auto", PickRule::Auto),
+    ("least_utilised", PickRule::LeastUtilised),
+    ("sampled", PickRule::Sampled),
+    ("leastconn", PickRule::Leastconn),
+    ("round_robin", PickRule::RoundRobin),
+    ("random", PickRule::Random),
+];
+/// Kinds of check by name.
+pub(super) const CHECKS: [(&str, CheckKind); 4] = [
+    ("websocket", CheckKind::Websocket),
+    ("http", CheckKind::Http),
+    ("tcp", CheckKind::Tcp),
+    ("none", CheckKind::None),
+];
+/// Deadline policies by name.
+pub(super) const DEADLINES: [(&str, DeadlinePolicy); 2] =
+    [("extend", DeadlinePolicy::Extend), ("enforce", DeadlinePolicy::Enforce)];
+/// Log formats by name.
+pub(super) const FORMATS: [(&str, Format); 2] = [("text", Format::Text), ("json", Format::Json)];
+const SELECTS: [(&str, Select); 5] = [
+    ("idle", Select::Idle),
+    ("newest", Select::Newest),
+    ("oldest", Select::Oldest),
+    ("random", Select::Random),
+    ("heaviest", Select::Heaviest),
+];
+
+impl RawFile {
+    /// Checks everything. `base` is where relative paths start.
+    pub(crate) fn check(&self, base: &Path) -> Result<Settings, Problems> {
+        let mut problems = Problems::default();
+        let mut settings = Settings::under(base);
+        let p = &mut problems;
+        if let Some(raw) = &self.admin {
+            admin(raw, base, &mut settings.admin, p);
+        }
+        if let Some(raw) = &self.gateway {
+            gateway(raw, &mut settings.gateway, p);
+        }
+        if let Some(raw) = &self.log {
+            log_settings(raw, &mut settings.log, p);
+        }
+        if let Some(raw) = &self.store {
+            store(raw, base, &mut settings.store, p);
+        }
+        for (key, value) in [("dns", &self.dns), ("drivers", &self.drivers), ("cluster", &self.cluster)] {
+            p.not_yet(&At::TOP, key, value.as_ref(), "");
+        }
+        settings.fleets = fleets(self.fleets.as_ref(), base, p);
+        settings.routes = routes(self.routes.as_deref().unwrap_or_default(), &settings.fleets, p);
+        distinct_listeners(&settings, p);
+        if problems.0.is_empty() { Ok(settings) } else { Err(problems) }
+    }
+}
+
+fn admin(raw: &RawAdmin, base: &Path, into: &mut Admin, problems: &mut Problems) {
+    let mut r = Reader { at: At::TOP.table("admin"), problems };
+    if let Some(addr) = address(&mut r, "listen", raw.listen.as_ref(), "127.0.0.1:9900") {
+        into.listen = addr;
+    }
+    if let Some(path) = path(&mut r, "token_file", raw.token_file.as_ref(), base, "admin.token") {
+        into.token_file = path;
+    }
+    let host = |text: &str| valid_host(text).then(|| text.to_ascii_lowercase());
+    if let Some(hosts) =
+        r.list("hosts", raw.hosts.as_ref(), host, "host names without port", "evenkeel.internal")
+    {
+        into.hosts = hosts;
+    }
+    r.not_yet("tls", raw.tls.as_ref(), "listen on a loopback address");
+}
+
+fn gateway(raw: &RawGateway, into: &mut Gateway, problems: &mut Problems) {
+    let mut r = Reader { at: At::TOP.table("gateway"), problems };
+    let id = |text: &str| GatewayId::new(text).ok();
+    if let Some(id) = r.text("id", raw.id.as_ref(), id, ID_ALLOWED, "gateway-1") {
+        into.id = id;
+    }
+    let addr = |text: &str| text.parse::<SocketAddr>().ok();
+    if let Some(listen) = r.list("listen", raw.listen.as_ref(), addr, ADDR_ALLOWED, "127.0.0.1:8080") {
+        if listen.is_empty() {
+            let raw = Value::Array(Vec::new());
+            r.problems.note(
+                r.at.key("listen"),
+                &raw,
+                "allowed is at least one address with port",
+                "[\"127.0.0.1:8080\"]",
+            );
+        }
+        into.listen = listen;
+    }
+    engine(&mut r, raw);
+    r.whole(
+        "connections_max",
+        raw.connections_max.as_ref(),
+        &mut into.connections_max,
+        1..=10_000_000,
+        100_000,
+    );
+    let wait = MILLI..=HOUR;
+    r.duration(
+        "client_head_timeout",
+        raw.client_head_timeout.as_ref(),
+        &mut into.client_head_timeout,
+        wait.clone(),
+        "10s",
+    );
+    r.duration(
+        "connect_timeout",
+        raw.connect_timeout.as_ref(),
+        &mut into.connect_timeout,
+        wait.clone(),
+        "1s",
+    );
+    let head = &mut into.server_head_timeout;
+    r.duration("server_head_timeout", raw.server_head_timeout.as_ref(), head, wait.clone(), "1s");
+    r.whole("retries", raw.retries.as_ref(), &mut into.retries, 0..=10, 2);
+    r.duration("close_timeout", raw.close_timeout.as_ref(), &mut into.close_timeout, wait.clone(), "5s");
+    r.duration("write_timeout", raw.write_timeout.as_ref(), &mut into.write_timeout, wait.clone(), "30s");
+    r.duration("drain_timeout", raw.drain_timeout.as_ref(), &mut into.drain_timeout, wait, "10s");
+    for (key, value) in [
+        ("ping_interval", &raw.ping_interval),
+        ("tls", &raw.tls),
+        ("limits", &raw.limits),
+        ("trusted_proxies", &raw.trusted_proxies),
+        ("proxy_protocol", &raw.proxy_protocol),
+    ] {
+        r.not_yet(key, value.as_ref(), "");
+    }
+}
+
+fn engine(r: &mut Reader<'_>, raw: &RawGateway) {
+    if raw.engine.as_ref().and_then(Value::as_str) == Some("io_uring") {
+        r.not_yet("engine", raw.engine.as_ref(), "use \"auto\" or \"portable\"");
+    } else {
+        r.word("engine", raw.engine.as_ref(), &mut (), &[("auto", ()), ("portable", ())]);
+    }
+    if raw.threads.as_ref().and_then(Value::as_integer).is_some_and(|threads| threads > 1) {
+        r.not_yet("threads", raw.threads.as_ref(), "use 1");
+    } else {
+        r.whole("threads", raw.threads.as_ref(), &mut 1, 1..=1, 1);
+    }
+}
+
+fn log_settings(raw: &RawLog, into: &mut Log, problems: &mut Problems) {
+    let mut r = Reader { at: At::TOP.table("log"), problems };
+    let level = |text: &str| log::check_level(text).is_ok().then(|| text.to_owned());
+    let allowed = "error, warn, info, debug, trace, or a filter by module";
+    if let Some(level) = r.text("level", raw.level.as_ref(), level, allowed, "info,evenkeel_gateway=debug") {
+        into.level = level;
+    }
+    r.word("format", raw.format.as_ref(), &mut into.format, &FORMATS);
+}
+
+fn store(raw: &RawStore, base: &Path, into: &mut Store, problems: &mut Problems) {
+    let mut r = Reader { at: At::TOP.table("store"), problems };
+    if let Some(dir) = path(&mut r, "dir", raw.dir.as_ref(), base, "evenkeel.state") {
+        into.dir = dir;
+    }
+}
+
+fn fleets(raw: Option<&Named<RawFleet>>, base: &Path, problems: &mut Problems) -> BTreeMap<FleetId, Fleet> {
+    let mut fleets = BTreeMap::new();
+    let mut servers = BTreeSet::new();
+    for (name, raw) in raw.into_iter().flatten() {
+        let at = At::TOP.table("fleets").table(name);
+        match FleetId::new(name) {
+            Ok(id) => {
+                let fleet = fleet(id.clone(), raw, &at, base, problems);
+                for (index, server) in fleet.servers.iter().enumerate() {
+                    if !servers.insert(server.id.clone()) {
+                        let value = Value::String(server.id.to_string());
+                        let key = at.item("servers", index).key("id");
+                        problems.note(
+                            key,
+                            &value,
+                            "allowed is an id that no other server has, over all fleets",
+                            "",
+                        );
+                    }
+                }
+                fleets.insert(id, fleet);
+            }
+            Err(_) => problems.note(
+                String::from("fleets"),
+                &Value::String(name.clone()),
+                format!("allowed as name is {ID_ALLOWED}"),
+                "[fleets.chat]",
+            ),
+        }
+    }
+    if raw.is_none_or(BTreeMap::is_empty) {
+        let allowed = "at least one fleet is needed";
+        let example = "[fleets.chat]\nservers = [{ id = \"a\", url = \"ws://127.0.0.1:9001\" }]";
+        problems.missing(String::from("fleets"), allowed, example);
+    }
+    fleets
+}
+
+fn fleet(id: FleetId, raw: &RawFleet, at: &At<'_>, base: &Path, problems: &mut Problems) -> Fleet {
+    let mut speed = 1.0;
+    let mut r = Reader { at: at.clone(), problems };
+    r.number("speed", raw.speed.as_ref(), &mut speed, 0.01..=1_000.0, 10.0);
+    let mut fleet = Fleet::new(id.clone(), speed);
+    if raw.scale.is_some() {
+        let mut scaled = evenkeel_fleet::config::FleetConfig::new(id);
+        scaled.scale = Some(ScaleConfig::default());
+        fleet.law = scaled.at_speed(speed);
+    }
+    if raw.scheme.as_ref().and_then(Value::as_str) == Some("redirect") {
+        r.not_yet("scheme", raw.scheme.as_ref(), "use \"auto\" or \"proxy\"");
+    } else {
+        let schemes = [("auto", Scheme::Auto), ("proxy", Scheme::Proxy)];
+        r.word("scheme", raw.scheme.as_ref(), &mut fleet.scheme, &schemes);
+    }
+    r.word("pick", raw.pick.as_ref(), &mut fleet.law.place.pick, &PICKS);
+    r.not_yet("key_file", raw.key_file.as_ref(), "");
+    r.not_yet("origins", raw.origins.as_ref(), "");
+    for (index, raw) in raw.servers.iter().flatten().enumerate() {
+        fleet.servers.extend(server(raw, at.item("servers", index), problems));
+    }
+    law(raw, at, &mut fleet, problems);
+    if let Some(raw) = &raw.check {
+        check(raw, Reader { at: at.table("check"), problems }, &mut fleet.check);
+    }
+    if let Some(raw) = &raw.provider {
+        fleet.provider = provider(raw, base, Reader { at: at.table("provider"), problems });
+    }
+    fleet
+}
+
+/// The tables that hold constants of the control law.
+fn law(raw: &RawFleet, at: &At<'_>, fleet: &mut Fleet, problems: &mut Problems) {
+    if let Some(raw) = &raw.score {
+        score(raw, Reader { at: at.table("score"), problems }, &mut fleet.law.score);
+    }
+    if let Some(raw) = &raw.capacity {
+        capacity(raw, Reader { at: at.table("capacity"), problems }, &mut fleet.law.capacity);
+    }
+    if let Some(raw) = &raw.health {
+        health(raw, Reader { at: at.table("health"), problems }, fleet);
+    }
+    if let Some(raw) = &raw.place {
+        place(raw, Reader { at: at.table("place"), problems }, &mut fleet.law.place);
+    }
+    if let Some(raw) = &raw.r#move {
+        moves(raw, at, &mut fleet.law.moves, problems);
+    }
+    if let (Some(raw), Some(into)) = (&raw.scale, &mut fleet.law.scale) {
+        scale(raw, Reader { at: at.table("scale"), problems }, into);
+    }
+}
+
+fn server(raw: &RawServer, at: At<'static>, problems: &mut Problems) -> Option<Server> {
+    let mut r = Reader { at, problems };
+    require(&mut r, "id", raw.id.as_ref(), ID_ALLOWED, "a");
+    require(&mut r, "url", raw.url.as_ref(), URL_ALLOWED, "ws://127.0.0.1:9001");
+    let id = r.text("id", raw.id.as_ref(), |text| ServerId::new(text).ok(), ID_ALLOWED, "a");
+    let url = if raw.url.as_ref().and_then(Value::as_str).is_some_and(|url| url.starts_with("wss://")) {
+        r.not_yet("url", raw.url.as_ref(), "gateways reach servers by ws:// only");
+        None
+    } else {
+        let url = |text: &str| valid_url(text, &["ws"]).then(|| text.to_owned());
+        r.text("url", raw.url.as_ref(), url, URL_ALLOWED, "ws://127.0.0.1:9001")
+    };
+    let public = |text: &str| valid_url(text, &["ws", "wss"]).then(|| text.to_owned());
+    let allowed = "ws:// or wss:// with a host";
+    let public_url = r.text("public_url", raw.public_url.as_ref(), public, allowed, "wss://a.ws.example.com");
+    let mut capacity = 0;
+    r.whole("capacity", raw.capacity.as_ref(), &mut capacity, 1..=100_000_000, 10_000);
+    let word = |text: &str| (!text.is_empty() && text.len() <= 128).then(|| text.to_owned());
+    let zone = r.text("zone", raw.zone.as_ref(), word, "a text of 1 to 128 characters", "z1");
+    let labels = labels(&mut r, raw.labels.as_ref());
+    r.not_yet("addresses", raw.addresses.as_ref(), "");
+    let capacity = (capacity > 0).then_some(Connections(capacity));
+    Some(Server { id: id?, url: url?, public_url, capacity, zone, labels })
+}
+
+fn labels(r: &mut Reader<'_>, raw: Option<&Named<Value>>) -> BTreeMap<String, String> {
+    let mut labels = BTreeMap::new();
+    for (name, value) in raw.into_iter().flatten() {
+        let text = |text: &str| Some(text.to_owned());
+        if let Some(text) = r.text(&format!("labels.{name}"), Some(value), text, "a text", "v2") {
+            labels.insert(name.clone(), text);
+        }
+    }
+    labels
+}
+
+fn score(raw: &RawScore, mut r: Reader<'_>, into: &mut ScoreConfig) {
+    r.number("cpu", raw.cpu.as_ref(), &mut into.cpu_full, 0.01..=1.0, 0.9);
+    r.number("memory", raw.memory.as_ref(), &mut into.memory_full, 0.01..=1.0, 0.9);
+    lag(raw, &mut r, into);
+    r.duration("tau", raw.tau.as_ref(), &mut into.tau, Duration::from_millis(100)..=HOUR, "10s");
+    let mut sum = false;
+    r.word("combine", raw.combine.as_ref(), &mut sum, &[("max", false), ("sum", true)]);
+    if sum {
+        let mut weights = BTreeMap::new();
+        for (name, value) in raw.weights.iter().flatten() {
+            let mut weight = 0.0;
+            r.number(&format!("weights.{name}"), Some(value), &mut weight, 0.0..=1_000_000.0, 1.0);
+            weights.insert(name.clone(), weight);
+        }
+        if weights.values().all(|weight| *weight == 0.0) {
+            let allowed = "combine = \"sum\" needs at least one weight above 0";
+            r.problems.missing(r.at.key("weights"), allowed, "weights = { connections = 1, cpu = 1 }");
+        }
+        into.combine = Combine::Sum { weights };
+    } else if let Some(name) = raw.weights.iter().flatten().map(|(name, _)| name).next() {
+        let value = Value::String(name.clone());
+        r.problems.note(r.at.key("weights"), &value, "weights count only with combine = \"sum\"", "");
+    }
+    for (name, term) in raw.custom.iter().flatten() {
+        let mut custom = CustomTerm::default();
+        let full = &mut custom.full;
+        r.number(&format!("custom.{name}.full"), term.full.as_ref(), full, 0.000_001..=1.0, 0.8);
+        r.flag(&format!("custom.{name}.elastic"), term.elastic.as_ref(), &mut custom.elastic);
+        into.custom.insert(name.clone(), custom);
+    }
+}
+
+/// The full mark of lag is a time like any other in the file, milliseconds inside.
+fn lag(raw: &RawScore, r: &mut Reader<'_>, into: &mut ScoreConfig) {
+    let mut lag = Duration::from_secs_f64(into.lag_full_ms / 1_000.0);
+    r.duration("lag", raw.lag.as_ref(), &mut lag, MILLI..=HOUR, "200ms");
+    into.lag_full_ms = lag.as_secs_f64() * 1_000.0;
+}
+
+fn capacity(raw: &RawCapacity, mut r: Reader<'_>, into: &mut CapacityConfig) {
+    connections(&mut r, "assumed", raw.assumed.as_ref(), &mut into.assumed, 1..=100_000_000, 10_000);
+    connections(&mut r, "trust_from", raw.trust_from.as_ref(), &mut into.trust_from, 0..=1_000_000, 50);
+    r.duration("cost_window", raw.cost_window.as_ref(), &mut into.cost_window, MILLI..=DAY, "10m");
+    r.duration("overload_after", raw.overload_after.as_ref(), &mut into.overload_after, MILLI..=DAY, "30s");
+    r.number("overload_factor", raw.overload_factor.as_ref(), &mut into.overload_factor, 0.1..=1.0, 0.85);
+    let below = &mut into.overload_release_below;
+    r.number("overload_release_below", raw.overload_release_below.as_ref(), below, 0.1..=1.0, 0.9);
+    let after = &mut into.overload_release_after;
+    r.duration("overload_release_after", raw.overload_release_after.as_ref(), after, MILLI..=DAY, "5m");
+}
+
+fn health(raw: &RawHealth, mut r: Reader<'_>, fleet: &mut Fleet) {
+    let interval = &mut fleet.report_interval;
+    let range = Duration::from_millis(50)..=Duration::from_secs(60);
+    r.duration("report_interval", raw.report_interval.as_ref(), interval, range, "1s");
+    let into = &mut fleet.law.health;
+    let suspect = &mut into.suspect_after;
+    r.duration(
+        "suspect_after",
+        raw.suspect_after.as_ref(),
+        suspect,
+        Duration::from_millis(100)..=HOUR,
+        "1500ms",
+    );
+    r.duration("act_after", raw.act_after.as_ref(), &mut into.act_after, Duration::ZERO..=DAY, "30s");
+    r.whole("dead_after", raw.dead_after.as_ref(), &mut into.dead_after, 1..=1_000, 3);
+}
+
+fn place(raw: &RawPlace, mut r: Reader<'_>, into: &mut PlaceConfig) {
+    rate(&mut r, "admit_per_s", raw.admit_per_s.as_ref(), &mut into.admit_per_s, 1.0..=1_000_000.0, 200.0);
+    r.duration("admit_burst", raw.admit_burst.as_ref(), &mut into.admit_burst, MILLI..=HOUR, "100ms");
+    r.duration("slow_start", raw.slow_start.as_ref(), &mut into.slow_start, Duration::ZERO..=DAY, "30s");
+    ratio(
+        &mut r,
+        "slow_start_floor",
+        raw.slow_start_floor.as_ref(),
+        &mut into.slow_start_floor,
+        0.01..=1.0,
+        0.1,
+    );
+    let ttl = &mut into.pending_ttl;
+    r.duration("pending_ttl", raw.pending_ttl.as_ref(), ttl, Duration::from_millis(100)..=HOUR, "10s");
+    let wait = &mut into.admission_wait;
+    r.duration("admission_wait", raw.admission_wait.as_ref(), wait, Duration::ZERO..=HOUR, "3s");
+    let mut queue = u32::try_from(into.admission_queue).unwrap_or(u32::MAX);
+    r.whole("admission_queue", raw.admission_queue.as_ref(), &mut queue, 0..=10_000_000, 10_000);
+    into.admission_queue = queue as usize;
+}
+
+fn check(raw: &RawCheck, mut r: Reader<'_>, into: &mut Check) {
+    r.word("kind", raw.kind.as_ref(), &mut into.kind, &CHECKS);
+    let path = |text: &str| valid_path(text).then(|| text.to_owned());
+    if let Some(path) = r.text("path", raw.path.as_ref(), path, PATH_ALLOWED, "/health") {
+        into.path = path;
+    }
+    let range = Duration::from_millis(10)..=HOUR;
+    r.duration("interval", raw.interval.as_ref(), &mut into.interval, range.clone(), "1s");
+    r.duration("timeout", raw.timeout.as_ref(), &mut into.timeout, range, "1s");
+    r.whole("fall", raw.fall.as_ref(), &mut into.fall, 1..=1_000, 2);
+    r.whole("rise", raw.rise.as_ref(), &mut into.rise, 1..=1_000, 1);
+}
+
+fn provider(raw: &RawProvider, base: &Path, mut r: Reader<'_>) -> Option<Process> {
+    let kind = raw.kind.as_ref();
+    if let Some("exec" | "kubernetes") = kind.and_then(Value::as_str) {
+        r.not_yet("kind", kind, "use \"process\" or \"static\"");
+        return None;
+    }
+    require(&mut r, "kind", kind, "a provider is one of \"process\", \"static\"", "process");
+    let mut process = true;
+    r.word("kind", kind, &mut process, &[("process", true), ("static", false)]);
+    if !process {
+        let unused = [("command", &raw.command), ("grace", &raw.grace), ("log_dir", &raw.log_dir)];
+        for (key, value) in unused {
+            if let Some(value) = value {
+                r.problems.note(r.at.key(key), value, "a static provider starts nothing; leave it out", "");
+            }
+        }
+        return None;
+    }
+    let allowed = "texts: a program and its arguments, with {port} and {id} where they are wanted";
+    require(&mut r, "command", raw.command.as_ref(), allowed, "my-server");
+    let text = |text: &str| (!text.contains('\0')).then(|| text.to_owned());
+    let command = r.list("command", raw.command.as_ref(), text, allowed, "my-server").unwrap_or_default();
+    if raw.command.is_some() && command.first().is_none_or(String::is_empty) {
+        let empty = Value::Array(Vec::new());
+        r.problems.note(
+            r.at.key("command"),
+            &empty,
+            format!("allowed is a list of {allowed}"),
+            COMMAND_EXAMPLE,
+        );
+    }
+    let mut process =
+        Process { command, env: BTreeMap::new(), grace: Duration::from_secs(10), log_dir: None };
+    for (name, value) in raw.env.iter().flatten() {
+        if let Some(value) = r.text(&format!("env.{name}"), Some(value), text, "a text", "{port}") {
+            process.env.insert(name.clone(), value);
+        }
+    }
+    process.log_dir = path(&mut r, "log_dir", raw.log_dir.as_ref(), base, "logs");
+    let range = Duration::from_millis(10)..=HOUR;
+    r.duration("grace", raw.grace.as_ref(), &mut process.grace, range, "10s");
+    Some(process)
+}
+
+fn scale(raw: &RawScale, mut r: Reader<'_>, into: &mut ScaleConfig) {
+    r.whole("min", raw.min.as_ref(), &mut into.min, 0..=10_000, 2);
+    r.whole("max", raw.max.as_ref(), &mut into.max, 1..=10_000, 10);
+    ratio(&mut r, "up_level", raw.up_level.as_ref(), &mut into.up_level, 0.05..=1.0, 0.75);
+    ratio(
+        &mut r,
+        "up_buffer_level",
+        raw.up_buffer_level.as_ref(),
+        &mut into.up_buffer_level,
+        0.05..=1.0,
+        0.95,
+    );
+    ratio(&mut r, "down_level", raw.down_level.as_ref(), &mut into.down_level, 0.01..=1.0, 0.6);
+    let down = &mut into.down_buffer_level;
+    ratio(&mut r, "down_buffer_level", raw.down_buffer_level.as_ref(), down, 0.01..=1.0, 0.9);
+    connections(&mut r, "buffer", raw.buffer.as_ref(), &mut into.buffer, 0..=100_000_000, 500);
+    r.number("buffer_ratio", raw.buffer_ratio.as_ref(), &mut into.buffer_ratio, 0.0..=10.0, 0.1);
+    r.duration("window", raw.window.as_ref(), &mut into.window, Duration::ZERO..=DAY, "10m");
+    r.whole("step_max", raw.step_max.as_ref(), &mut into.step_max, 1..=1_000, 4);
+    r.duration("boot_time", raw.boot_time.as_ref(), &mut into.boot_time, MILLI..=DAY, "30s");
+    r.whole("failed_boots_max", raw.failed_boots_max.as_ref(), &mut into.failed_boots_max, 1..=1_000, 3);
+    r.duration("round", raw.round.as_ref(), &mut into.round, Duration::from_millis(10)..=HOUR, "5s");
+    r.flag("dry_run", raw.dry_run.as_ref(), &mut into.dry_run);
+    if into.min > into.max {
+        let value = Value::Integer(into.min.into());
+        let allowed = format!("allowed is at most max, which is {}", into.max);
+        r.problems.note(r.at.key("min"), &value, allowed, &into.max.to_string());
+    }
+    for (down, up, name, limit) in [
+        (into.down_level, into.up_level, "down_level", "up_level"),
+        (into.down_buffer_level, into.up_buffer_level, "down_buffer_level", "up_buffer_level"),
+    ] {
+        if down.get() >= up.get() {
+            let allowed = format!(
+                "allowed is less than {limit}, which is {}; else a fleet goes up and down by turns",
+                up.get()
+            );
+            r.problems.note(
+                r.at.key(name),
+                &Value::Float(down.get()),
+                allowed,
+                &format!("{:.2}", up.get() * 0.8),
+            );
+        }
+    }
+}
+
+fn moves(raw: &RawMove, at: &At<'_>, into: &mut MoveConfig, problems: &mut Problems) {
+    let at = at.table("move");
+    let mut r = Reader { at: at.clone(), problems };
+    rate(&mut r, "pace", raw.pace.as_ref(), &mut into.pace, 0.01..=1_000_000.0, 20.0);
+    r.duration("soft", raw.soft.as_ref(), &mut into.soft, Duration::ZERO..=DAY, "5s");
+    r.duration(
+        "deadline",
+        raw.deadline.as_ref(),
+        &mut into.deadline,
+        Duration::from_millis(100)..=7 * DAY,
+        "10m",
+    );
+    r.word("deadline_policy", raw.deadline_policy.as_ref(), &mut into.deadline_policy, &DEADLINES);
+    close_code(&mut r, raw.close_code.as_ref(), &mut into.close_code);
+    r.word("select", raw.select.as_ref(), &mut into.select, &SELECTS);
+    r.duration("round", raw.round.as_ref(), &mut into.round, Duration::from_millis(10)..=HOUR, "1s");
+    let window = &mut into.arrivals_window;
+    r.duration("arrivals_window", raw.arrivals_window.as_ref(), window, Duration::ZERO..=DAY, "60s");
+    let lasts = &mut into.shed_lasts;
+    r.duration("shed_lasts", raw.shed_lasts.as_ref(), lasts, Duration::from_millis(100)..=7 * DAY, "10m");
+    r.number("overload_from", raw.overload_from.as_ref(), &mut into.overload_from, 0.0..=1.0, 0.05);
+    for (name, raw, into) in [("start", &raw.start, &mut into.start), ("stop", &raw.stop, &mut into.stop)] {
+        if let Some(raw) = raw {
+            band(raw, Reader { at: at.table(name), problems }, into);
+        }
+    }
+}
+
+/// 1000 and 1005 tell a client not to come back, so they are not offered.
+fn close_code(r: &mut Reader<'_>, raw: Option<&Value>, into: &mut u16) {
+    let Some(raw) = raw else { return };
+    let code = raw.as_integer().and_then(|code| u16::try_from(code).ok());
+    match code.filter(|code| matches!(code, 1001 | 1011..=1014 | 3000..=4999)) {
+        Some(code) => *into = code,
+        None => {
+            let allowed = "allowed is 1001, 1011 to 1014, or 3000 to 4999";
+            r.problems.note(r.at.key("close_code"), raw, allowed, "1012");
+        }
+    }
+}
+
+fn band(raw: &RawBand, mut r: Reader<'_>, into: &mut Band) {
+    r.number("ratio", raw.ratio.as_ref(), &mut into.ratio, 0.0..=10.0, 0.15);
+    r.number("sqrt", raw.sqrt.as_ref(), &mut into.sqrt, 0.0..=100.0, 3.0);
+    r.number("min", raw.min.as_ref(), &mut into.min, 0.0..=1_000_000.0, 10.0);
+}
+
+fn routes(raw: &[RawRoute], fleets: &BTreeMap<FleetId, Fleet>, problems: &mut Problems) -> Vec<Route> {
+    let mut routes = Vec::new();
+    for (index, raw) in raw.iter().enumerate() {
+        routes.extend(route(raw, At::TOP.item("routes", index), fleets, problems));
+    }
+    if raw.is_empty() && fleets.len() > 1 {
+        let allowed = "with more than one fleet, [[routes]] says which host and path goes to which";
+        problems.missing(String::from("routes"), allowed, "[[routes]]\npath = \"/chat\"\nfleet = \"chat\"");
+    }
+    routes
+}
+
+fn route(
+    raw: &RawRoute,
+    at: At<'static>,
+    fleets: &BTreeMap<FleetId, Fleet>,
+    problems: &mut Problems,
+) -> Option<Route> {
+    let mut r = Reader { at, problems };
+    if let Some("http" | "signalr") = raw.kind.as_ref().and_then(Value::as_str) {
+        r.not_yet("kind", raw.kind.as_ref(), "use \"websocket\"");
+    } else {
+        r.word("kind", raw.kind.as_ref(), &mut (), &[("websocket", ())]);
+    }
+    for (key, value) in [("origins", &raw.origins), ("location", &raw.location), ("auth", &raw.auth)] {
+        r.not_yet(key, value.as_ref(), "");
+    }
+    let host = |text: &str| valid_host(text).then(|| text.to_ascii_lowercase());
+    let host = r.text("host", raw.host.as_ref(), host, "a host name without port", "ws.example.com");
+    let path = |text: &str| valid_path(text).then(|| text.to_owned());
+    let path = r.text("path", raw.path.as_ref(), path, PATH_ALLOWED, "/chat");
+    let names = fleets.keys().map(|id| format!("{id:?}")).collect::<Vec<_>>().join(", ");
+    let allowed = format!("the name of a fleet here ({names})");
+    require(&mut r, "fleet", raw.fleet.as_ref(), &allowed, "chat");
+    let known = |text: &str| fleets.keys().find(|id| id.as_str() == text).cloned();
+    let example = fleets.keys().next().map_or("chat", FleetId::as_str);
+    let fleet = r.text("fleet", raw.fleet.as_ref(), known, &allowed, example)?;
+    Some(Route { host, path: path.unwrap_or_else(|| String::from("/")), fleet })
+}
+
+/// No two listeners on one address; port 0 takes a free one each time.
+fn distinct_listeners(settings: &Settings, problems: &mut Problems) {
+    let mut seen = BTreeMap::from([(settings.admin.listen, "admin.listen")]);
+    for addr in &settings.gateway.listen {
+        if addr.port() == 0 {
+            continue;
+        }
+        if let Some(other) = seen.insert(*addr, "gateway.listen") {
+            let value = Value::String(addr.to_string());
+            let key = String::from("gateway.listen");
+            problems.note(key, &value, format!("{other} listens there already"), "\"127.0.0.1:8080\"");
+        }
+    }
+}
+
+const ID_ALLOWED: &str = "1 to 128 characters of A-Z a-z 0-9 . _ -, the first a letter or digit";
+const ADDR_ALLOWED: &str = "an IP address with port";
+const URL_ALLOWED: &str = "ws:// with a host and port";
+const PATH_ALLOWED: &str = "a path that begins with / and has no query";
+const COMMAND_EXAMPLE: &str = "[\"my-server\", \"--port\", \"{port}\"]";
+
+fn require(r: &mut Reader<'_>, key: &str, raw: Option<&Value>, allowed: &str, example: &str) {
+    if raw.is_none() {
+        r.problems.missing(r.at.key(key), allowed, &format!("{key} = {example:?}"));
+    }
+}
+
+fn address(r: &mut Reader<'_>, key: &str, raw: Option<&Value>, example: &str) -> Option<SocketAddr> {
+    r.text(key, raw, |text| text.parse().ok(), ADDR_ALLOWED, example)
+}
+
+fn path(r: &mut Reader<'_>, key: &str, raw: Option<&Value>, base: &Path, example: &str) -> Option<PathBuf> {
+    let path = |text: &str| (!text.is_empty()).then(|| base.join(text));
+    r.text(key, raw, path, "a path, relative to this file or absolute", example)
+}
+
+fn connections(
+    r: &mut Reader<'_>,
+    key: &str,
+    raw: Option<&Value>,
+    into: &mut Connections,
+    range: RangeInclusive<u32>,
+    example: u32,
+) {
+    r.whole(key, raw, &mut into.0, range, example);
+}
+
+fn rate(
+    r: &mut Reader<'_>,
+    key: &str,
+    raw: Option<&Value>,
+    into: &mut PerSecond,
+    range: RangeInclusive<f64>,
+    example: f64,
+) {
+    let mut number = into.get();
+    r.number(key, raw, &mut number, range, example);
+    *into = PerSecond::new(number);
+}
+
+fn ratio(
+    r: &mut Reader<'_>,
+    key: &str,
+    raw: Option<&Value>,
+    into: &mut Ratio,
+    range: RangeInclusive<f64>,
+    example: f64,
+) {
+    let mut number = into.get();
+    r.number(key, raw, &mut number, range, example);
+    *into = Ratio::new(number);
+}
+
+/// A URL `scheme://host[:port][/prefix]` without user, query and fragment.
+pub(crate) fn valid_url(text: &str, schemes: &[&str]) -> bool {
+    let Some((scheme, rest)) = text.split_once("://") else { return false };
+    let (authority, prefix) = rest.find('/').map_or((rest, ""), |slash| rest.split_at(slash));
+    let (host, port) = match authority.rsplit_once(':') {
+        Some((host, port)) if !port.contains(']') => (host, Some(port)),
+        _ => (authority, None),
+    };
+    let port_ok = port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port > 0));
+    let inner = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let host_ok = match inner {
+        Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => valid_host(host),
+    };
+    schemes.contains(&scheme) && host_ok && port_ok && (prefix.is_empty() || valid_path(prefix))
+}
+
+fn valid_host(text: &str) -> bool {
+    (1..=253).contains(&text.len())
+        && text.split('.').all(|label| {
+            (1..=63).contains(&label.len())
+                && label.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+        })
+}
+
+fn valid_path(text: &str) -> bool {
+    text.starts_with('/')
+        && text.len() <= 2_048
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_graphic() && !matches!(b, b'?' | b'#' | b'"' | b'<' | b'>' | b'\\'))
+}

@@ -1,0 +1,246 @@
+//! The configuration after all checks: what `serve` composes the roles from. From here on nothing is checked.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use evenkeel_fleet::config::FleetConfig;
+use evenkeel_model::{Connections, FleetId, GatewayId, ServerId};
+use evenkeel_runtime::log::Format;
+
+/// A whole configuration.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Settings {
+    /// Where relative paths start: the file's directory.
+    pub(crate) base: PathBuf,
+    /// `[admin]`
+    pub(crate) admin: Admin,
+    /// `[gateway]`
+    pub(crate) gateway: Gateway,
+    /// `[log]`
+    pub(crate) log: Log,
+    /// `[store]`
+    pub(crate) store: Store,
+    /// `[fleets.NAME]`, by name; never empty for a file that passed.
+    pub(crate) fleets: BTreeMap<FleetId, Fleet>,
+    /// `[[routes]]`, in order.
+    pub(crate) routes: Vec<Route>,
+}
+
+/// The admin listener.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Admin {
+    /// Where it listens. Default 127.0.0.1:9900.
+    pub(crate) listen: SocketAddr,
+    /// Bearer token for every change. Default `admin.token` beside the file, generated.
+    pub(crate) token_file: PathBuf,
+    /// Host names besides the listen address and `localhost` that a request may carry. Default none: a web page
+    /// that rebinds its name to a loopback address gets nothing.
+    pub(crate) hosts: Vec<String>,
+}
+
+/// The public listener.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Gateway {
+    /// Its id. Default `gateway`.
+    pub(crate) id: GatewayId,
+    /// Where it listens. Default 127.0.0.1:8080.
+    pub(crate) listen: Vec<SocketAddr>,
+    /// Most connections of clients at a time, handshakes included. Default 100,000.
+    pub(crate) connections_max: u32,
+    /// From accept to a whole request head. Default 10 s.
+    pub(crate) client_head_timeout: Duration,
+    /// To connect to a server. Default 1 s.
+    pub(crate) connect_timeout: Duration,
+    /// From the request sent to a server to its answer's head. Default 1 s.
+    pub(crate) server_head_timeout: Duration,
+    /// Other servers tried before 101. Default 2.
+    pub(crate) retries: u32,
+    /// From an injected Close to the end of the TCP connection. Default 5 s.
+    pub(crate) close_timeout: Duration,
+    /// A peer that takes no bytes for so long is gone. Default 30 s.
+    pub(crate) write_timeout: Duration,
+    /// At shutdown: how long tunnels may take to close, paced. Default 10 s.
+    pub(crate) drain_timeout: Duration,
+}
+
+/// Logs on stderr.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Log {
+    /// Level or filter. Default `info`.
+    pub(crate) level: String,
+    /// `text` or `json`. Default `text`.
+    pub(crate) format: Format,
+}
+
+/// Where intents, process records and output of servers are kept.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Store {
+    /// Directory, made if absent. Default `evenkeel.state` beside the file.
+    pub(crate) dir: PathBuf,
+}
+
+/// One fleet.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Fleet {
+    /// The control law's constants.
+    pub(crate) law: FleetConfig,
+    /// Divides every default time of the control law; times written in the file count as written. Default 1.
+    pub(crate) speed: f64,
+    /// How clients reach servers.
+    pub(crate) scheme: Scheme,
+    /// Servers known by name.
+    pub(crate) servers: Vec<Server>,
+    /// Active checks of servers without agent.
+    pub(crate) check: Check,
+    /// How often agents report. Default 1 s.
+    pub(crate) report_interval: Duration,
+    /// What starts and stops servers; `None`: static.
+    pub(crate) provider: Option<Process>,
+}
+
+/// How clients reach servers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Scheme {
+    /// Redirect whoever asks, proxy the rest. Proxies everything until redirect exists.
+    #[default]
+    Auto,
+    /// Proxy everything.
+    Proxy,
+}
+
+/// One configured server.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Server {
+    /// Its id, unique over all fleets.
+    pub(crate) id: ServerId,
+    /// Where gateways connect.
+    pub(crate) url: String,
+    /// Where clients connect directly.
+    pub(crate) public_url: Option<String>,
+    /// Connections it can hold.
+    pub(crate) capacity: Option<Connections>,
+    /// Zone.
+    pub(crate) zone: Option<String>,
+    /// Labels.
+    pub(crate) labels: BTreeMap<String, String>,
+}
+
+/// Active checks.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Check {
+    /// What is tried. Default `websocket`.
+    pub(crate) kind: CheckKind,
+    /// Path asked for. Default `/`.
+    pub(crate) path: String,
+    /// Time between two checks of a server. Default 1 s.
+    pub(crate) interval: Duration,
+    /// Longest time one may take. Default 1 s.
+    pub(crate) timeout: Duration,
+    /// Failures in a row that make a server unhealthy. Default 2.
+    pub(crate) fall: u32,
+    /// Successes in a row that make it healthy again. Default 1.
+    pub(crate) rise: u32,
+}
+
+/// What a check tries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CheckKind {
+    /// Handshake, 101, Close 1000.
+    Websocket,
+    /// GET, 2xx or 3xx.
+    Http,
+    /// Connect.
+    Tcp,
+    /// Nothing: healthy until a handshake fails.
+    None,
+}
+
+/// The process provider.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Process {
+    /// Program and arguments, with `{port}` and `{id}`.
+    pub(crate) command: Vec<String>,
+    /// Added to our own environment; values may hold `{port}` and `{id}`.
+    pub(crate) env: BTreeMap<String, String>,
+    /// From SIGTERM to SIGKILL. Default 10 s.
+    pub(crate) grace: Duration,
+    /// Where each server's output goes, as `ID.log`. Default `logs` in the store's directory.
+    pub(crate) log_dir: Option<PathBuf>,
+}
+
+/// One route.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Route {
+    /// Host without port, lower case; `None`: any.
+    pub(crate) host: Option<String>,
+    /// Path prefix at segment boundaries. Default `/`.
+    pub(crate) path: String,
+    /// Where it leads.
+    pub(crate) fleet: FleetId,
+}
+
+impl Settings {
+    /// All defaults, with relative paths under `base`, and no fleet.
+    pub(crate) fn under(base: &std::path::Path) -> Self {
+        Self {
+            base: base.to_owned(),
+            admin: Admin {
+                listen: SocketAddr::from(([127, 0, 0, 1], 9900)),
+                token_file: base.join("admin.token"),
+                hosts: Vec::new(),
+            },
+            gateway: Gateway::default(),
+            log: Log { level: String::from("info"), format: Format::Text },
+            store: Store { dir: base.join("evenkeel.state") },
+            fleets: BTreeMap::new(),
+            routes: Vec::new(),
+        }
+    }
+}
+
+impl Default for Gateway {
+    fn default() -> Self {
+        Self {
+            id: GatewayId::new("gateway").expect("the word is an id"),
+            listen: vec![SocketAddr::from(([127, 0, 0, 1], 8080))],
+            connections_max: 100_000,
+            client_head_timeout: Duration::from_secs(10),
+            connect_timeout: Duration::from_secs(1),
+            server_head_timeout: Duration::from_secs(1),
+            retries: 2,
+            close_timeout: Duration::from_secs(5),
+            write_timeout: Duration::from_secs(30),
+            drain_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+impl Fleet {
+    /// All defaults at a speed.
+    pub(crate) fn new(id: FleetId, speed: f64) -> Self {
+        Self {
+            law: FleetConfig::new(id).at_speed(speed),
+            speed,
+            scheme: Scheme::Auto,
+            servers: Vec::new(),
+            check: Check::default(),
+            report_interval: Duration::from_secs(1),
+            provider: None,
+        }
+    }
+}
+
+impl Default for Check {
+    fn default() -> Self {
+        Self {
+            kind: CheckKind::Websocket,
+            path: String::from("/"),
+            interval: Duration::from_secs(1),
+            timeout: Duration::from_secs(1),
+            fall: 2,
+            rise: 1,
+        }
+    }
+}
