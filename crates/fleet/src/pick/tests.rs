@@ -208,10 +208,18 @@ fn a_move_leaves_its_source_and_helps() {
         picker(PickRule::Auto, &seats(each)).pick(&seats(each), wish, &mut Rng::new(1))
     };
     assert_eq!(pick(&[seat(0, 100), seat(0, 100)], &source(0)), Err(Refusal::NothingOpen));
-    assert_eq!(pick(&[seat(11, 100), seat(10, 100)], &source(0)), Err(Refusal::NothingOpen), "11 and 11 after");
+    assert_eq!(
+        pick(&[seat(11, 100), seat(10, 100)], &source(0)),
+        Err(Refusal::NothingOpen),
+        "11 and 11 after"
+    );
     assert_eq!(pick(&[seat(12, 100), seat(10, 100)], &source(0)), Ok(1));
     let draining = Seat { permits: false, at_most: 0, ..seat(1, 0) };
-    assert_eq!(pick(&[draining, seat(990, 100)], &source(0)), Ok(1), "a draining source is infinitely utilised");
+    assert_eq!(
+        pick(&[draining, seat(990, 100)], &source(0)),
+        Ok(1),
+        "a draining source is infinitely utilised"
+    );
     let kept = Seat { arrival_at: later(50), ..seat(10, 100) };
     assert_eq!(pick(&[seat(90, 100), kept], &source(0)), Ok(1), "on the credit kept for moves");
 }
@@ -225,13 +233,16 @@ fn a_refusal_says_what_is_missing() {
     let distrusted = Seat { trusted_until: NOW, ..seat(0, 100) };
     for rule in RULES {
         assert_eq!(pick(rule, &[]), Err(Refusal::NothingOpen), "{rule:?}");
-        assert_eq!(pick(rule, &[closed, full, on_the_way, distrusted]), Err(Refusal::NothingOpen), "{rule:?}");
+        assert_eq!(
+            pick(rule, &[closed, full, on_the_way, distrusted]),
+            Err(Refusal::NothingOpen),
+            "{rule:?}"
+        );
         assert_eq!(pick(rule, &[spent(9), spent(7), closed]), Err(Refusal::OutOfCredit { until: later(7) }));
         let each = [spent(9), seat(0, 100), closed];
         let wish = Wish { avoid: &[ServerKey(1)], ..Wish::default() };
-        let avoiding = |wish: &Wish<'_>| {
-            picker(rule, &seats(&each)).pick(&seats(&each), wish, &mut Rng::new(1))
-        };
+        let avoiding =
+            |wish: &Wish<'_>| picker(rule, &seats(&each)).pick(&seats(&each), wish, &mut Rng::new(1));
         assert_eq!(avoiding(&wish), Err(Refusal::OutOfCredit { until: later(9) }), "{rule:?}");
         let wish = Wish { avoid: &[ServerKey(1), ServerKey(0)], ..Wish::default() };
         assert_eq!(avoiding(&wish), Err(Refusal::AllTried), "{rule:?}");
@@ -240,8 +251,8 @@ fn a_refusal_says_what_is_missing() {
 
 fn any_seat() -> impl Strategy<Value = Seat> {
     let counts = (0u32..50, 0u32..5, 0u64..4_000_000, 0u32..60);
-    (counts, any::<bool>(), 0u64..3, 0u64..20).prop_map(|((live, pending, target, at_most), permits, ms, used)| {
-        Seat {
+    (counts, any::<bool>(), 0u64..3, 0u64..20).prop_map(
+        |((live, pending, target, at_most), permits, ms, used)| Seat {
             live,
             pending,
             target: Share(target),
@@ -252,8 +263,8 @@ fn any_seat() -> impl Strategy<Value = Seat> {
             move_at: NOW,
             used,
             changed: 20 - used,
-        }
-    })
+        },
+    )
 }
 
 proptest! {
