@@ -1,1 +1,173 @@
-//! x
+//! The front door: accepts clients, checks their handshakes, places them on servers and carries their bytes.
+//!
+//! One thread, one runtime, plain shared state; decisions are made by machines of `evenkeel_fleet` and
+//! `evenkeel_protocol` that are driven from here.
+//!
+//! | step | module |
+//! |---|---|
+//! | accept, or refuse early | `accept` |
+//! | one client's handshake, with retries | `connection`, `connect` |
+//! | which server (waiting for credit), how it went | `fleet` |
+//! | carry the bytes, close between two messages | `engine`, `tunnel` |
+//! | close for servers without agent | `execute` |
+//! | check servers without agent | `check` |
+//! | tables in, views out, what is due | `pulse` |
+//!
+//! Left out so far: TLS, PROXY protocol, trusted forwarding peers, a table on disk to start from while the
+//! controller is away. Without a table every handshake gets 503.
+
+mod accept;
+mod check;
+pub mod config;
+mod connect;
+mod connection;
+mod engine;
+mod execute;
+mod fleet;
+mod metrics;
+mod pulse;
+mod shell;
+mod tunnel;
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use evenkeel_model::Rng;
+use evenkeel_runtime::metrics::Registry;
+use evenkeel_runtime::{Clock, ListenError, Shutdown, Tasks, listen};
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+
+pub use config::{CheckConfig, CheckKind, FleetSettings, GatewayConfig, Limits, Links, Route, TunnelLimits};
+
+use crate::fleet::Fleet;
+use crate::metrics::Metrics;
+use crate::shell::Shell;
+
+/// Why a gateway could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A listener.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// A thread or its runtime.
+    #[error("could not start the gateway's thread")]
+    Thread(#[source] std::io::Error),
+}
+
+impl StartError {
+    /// Short code for logs and scripts.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Listen(error) => error.reason(),
+            Self::Thread(_) => "thread",
+        }
+    }
+}
+
+/// A gateway at work. It ends with its [`Shutdown`].
+#[derive(Debug)]
+pub struct Running {
+    addrs: Vec<SocketAddr>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl Running {
+    /// Where it listens, with the ports that were free.
+    #[must_use]
+    pub fn addrs(&self) -> &[SocketAddr] {
+        &self.addrs
+    }
+
+    /// Whether its thread has ended.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Waits for its end. Blocks: not for async code.
+    ///
+    /// # Errors
+    /// When its thread panicked.
+    pub fn join(self) -> std::thread::Result<()> {
+        self.thread.join()
+    }
+}
+
+/// Binds all listeners, then serves on a thread of its own. Clients that come before the first table wait in the
+/// kernel for no time and get 503.
+///
+/// # Errors
+/// [`StartError`]; nothing runs then.
+pub fn start(
+    config: GatewayConfig,
+    links: Links,
+    clock: Clock,
+    shutdown: Shutdown,
+    metrics: &mut Registry,
+) -> Result<Running, StartError> {
+    let mut listeners = Vec::with_capacity(config.listen.len());
+    for addr in &config.listen {
+        let listener = listen(*addr, "gateway.listen")?;
+        connect::prepare(&socket2::SockRef::from(&listener)).map_err(StartError::Thread)?;
+        listeners.push(listener);
+    }
+    let addrs: Result<Vec<_>, _> = listeners.iter().map(std::net::TcpListener::local_addr).collect();
+    let addrs = addrs.map_err(StartError::Thread)?;
+    let metrics = Metrics::register(metrics);
+    let (ready, started) = std::sync::mpsc::sync_channel(1);
+    let thread = std::thread::Builder::new()
+        .name("gateway".into())
+        .spawn(move || run(config, listeners, links, (clock, shutdown, metrics), &ready))
+        .map_err(StartError::Thread)?;
+    // An error is a thread that ended before it said anything.
+    started.recv().unwrap_or_else(|_| Err(std::io::Error::other("the thread ended"))).map_err(StartError::Thread)?;
+    Ok(Running { addrs, thread })
+}
+
+type Ready = std::sync::mpsc::SyncSender<std::io::Result<()>>;
+
+/// The gateway's thread.
+fn run(
+    config: GatewayConfig,
+    listeners: Vec<std::net::TcpListener>,
+    links: Links,
+    base: (Clock, Shutdown, Metrics),
+    ready: &Ready,
+) {
+    let options = tokio::runtime::LocalOptions::default();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build_local(options) {
+        Ok(runtime) => runtime,
+        Err(error) => return drop(ready.send(Err(error))),
+    };
+    runtime.block_on(async {
+        let (shell, wake) = shell(config, base);
+        for listener in listeners {
+            match TcpListener::from_std(listener) {
+                Ok(listener) => drop(shell.tasks.spawn_local("accept", accept::accept(Rc::clone(&shell), listener))),
+                Err(error) => return drop(ready.send(Err(error))),
+            }
+        }
+        let _ = ready.send(Ok(()));
+        pulse::run(Rc::clone(&shell), links, wake).await;
+        // Aborted tunnels report their end before the thread goes.
+        let _ = shell.tasks.join_all(LAST_WAIT).await;
+    });
+}
+
+/// Handshakes under way and aborted tunnels get so long at the very end.
+const LAST_WAIT: std::time::Duration = std::time::Duration::from_millis(200);
+
+fn shell(config: GatewayConfig, (clock, shutdown, metrics): (Clock, Shutdown, Metrics)) -> (Rc<Shell>, Rc<Notify>) {
+    let wake = Rc::new(Notify::new());
+    let mut rng = Rng::new(config.seed);
+    let fleets = config.fleets.iter().zip(0..).map(|((id, settings), index)| {
+        let base = (clock, metrics.clone(), Rc::clone(&wake));
+        let rng = rng.fork(u64::from(index));
+        Rc::new(Fleet::new(id.clone(), index, settings.clone(), &config.id, base, rng))
+    });
+    let fleets = fleets.collect();
+    let shell = Shell::new(config, (clock, shutdown, metrics, Tasks::new()), fleets, rng);
+    (shell, wake)
+}

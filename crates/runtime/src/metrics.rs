@@ -37,10 +37,16 @@ pub mod names {
     pub const GATEWAY_CONNECTIONS: &str = "gateway_connections";
     /// Counter by outcome: handshakes.
     pub const GATEWAY_HANDSHAKES: &str = "gateway_handshakes";
+    /// Counter by reason: placements, `connected` or how they failed.
+    pub const GATEWAY_PLACEMENTS: &str = "gateway_placements";
     /// Gauge: handshakes waiting for credit.
     pub const GATEWAY_WAITING: &str = "gateway_waiting";
     /// Counter by close reason: tunnels ended.
     pub const GATEWAY_TUNNELS_CLOSED: &str = "gateway_tunnels_closed";
+    /// Counter by close code: tunnels ended.
+    pub const GATEWAY_CLOSES: &str = "gateway_closes";
+    /// Counter by outcome: active checks of servers without agent.
+    pub const GATEWAY_CHECKS: &str = "gateway_checks";
     /// Counter by direction: bytes carried.
     pub const GATEWAY_BYTES: &str = "gateway_bytes";
     /// Counter: views dropped because the controller did not keep up.

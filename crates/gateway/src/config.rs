@@ -1,0 +1,192 @@
+//! What the gateway is told at start, validated by whoever reads it; from here on no checks.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use evenkeel_fleet::snapshot::Table;
+use evenkeel_model::{Duration, FleetId, GatewayId};
+use evenkeel_protocol::handshake::Deadlines;
+
+pub use crate::check::{CheckConfig, CheckKind};
+pub use crate::engine::TunnelLimits;
+
+/// A gateway: where it listens, what goes to which fleet, what it puts up with.
+#[derive(Debug, Clone)]
+pub struct GatewayConfig {
+    /// Its id, unique among the gateways of the same fleets; part of every connection's id.
+    pub id: GatewayId,
+    /// Where clients come.
+    pub listen: Vec<SocketAddr>,
+    /// Which fleet takes a host and path. Empty: the only fleet takes everything.
+    pub routes: Vec<Route>,
+    /// The fleets it places for.
+    pub fleets: BTreeMap<FleetId, FleetSettings>,
+    /// Bounds.
+    pub limits: Limits,
+    /// Seed of all chance in this gateway.
+    pub seed: u64,
+}
+
+/// One route. Of those that match, one with a host wins over one without, then the longest path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    /// Host without port, compared without case; `None`: every host.
+    pub host: Option<String>,
+    /// Path whose segments the request's path begins with: `/chat` takes `/chat` and `/chat/room`.
+    pub path: String,
+    /// Where it leads.
+    pub fleet: FleetId,
+}
+
+/// What a gateway needs to know of a fleet beside its snapshots.
+#[derive(Debug, Clone)]
+pub struct FleetSettings {
+    /// How servers without agent are checked.
+    pub check: CheckConfig,
+    /// Code of the Close frames by which this gateway closes tunnels on order. Default 1012.
+    pub close_code: u16,
+}
+
+impl Default for FleetSettings {
+    fn default() -> Self {
+        Self { check: CheckConfig::default(), close_code: 1012 }
+    }
+}
+
+/// Bounds on what clients and servers can cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Most connections at once, handshakes included; above, 503 at once. Default by [`Limits::for_open_files`].
+    pub connections_max: usize,
+    /// Most handshakes under way of one client prefix (/32, /64), loopback excepted, where a proxy or a test may
+    /// stand for many clients. Default 1,000: an office behind one address reconnecting; above, 503.
+    pub handshakes_per_prefix_max: u32,
+    /// Deadlines of the heads.
+    pub heads: Deadlines,
+    /// Longest time for a server to accept. Default 1 s: three SYNs of a near network, then another server.
+    pub connect: Duration,
+    /// Servers tried after the first. Default 2.
+    pub retries: usize,
+    /// How tunnels end that do not end by themselves.
+    pub tunnel: TunnelLimits,
+    /// On leaving, all tunnels are told so within this. Default 2 s: spread, so that clients do not come back in
+    /// one instant.
+    pub stop_within: Duration,
+}
+
+/// Descriptors left for everything that is no tunnel: admin, control, files, refusals.
+const RESERVED_FILES: u64 = 100;
+
+impl Limits {
+    /// The defaults for a process that may open so many files: each tunnel takes two, 100 stay in reserve.
+    #[must_use]
+    pub fn for_open_files(open_files: u64) -> Self {
+        let connections = open_files.saturating_sub(RESERVED_FILES) / 2;
+        Self {
+            connections_max: usize::try_from(connections).unwrap_or(usize::MAX).max(1),
+            handshakes_per_prefix_max: 1_000,
+            heads: Deadlines::default(),
+            connect: Duration::from_secs(1),
+            retries: 2,
+            tunnel: TunnelLimits::default(),
+            stop_within: Duration::from_secs(2),
+        }
+    }
+}
+
+impl Default for Limits {
+    /// For the open-file limit of this process.
+    fn default() -> Self {
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        Self::for_open_files(limit.unwrap_or(1 << 20))
+    }
+}
+
+impl GatewayConfig {
+    /// The fleet that takes a request; `None`: nobody does.
+    pub(crate) fn route(&self, host: &str, path: &str) -> Option<&FleetId> {
+        if self.routes.is_empty() {
+            return self.fleets.keys().next();
+        }
+        let name = host.rsplit_once(':').map_or(host, |(name, port)| if port.ends_with(']') { host } else { name });
+        let matching = self.routes.iter().filter(|route| {
+            route.host.as_deref().is_none_or(|host| host.eq_ignore_ascii_case(name)) && covers(&route.path, path)
+        });
+        matching.max_by_key(|route| (route.host.is_some(), route.path.len())).map(|route| &route.fleet)
+    }
+}
+
+/// Whether the segments of `prefix` begin `path`.
+fn covers(prefix: &str, path: &str) -> bool {
+    let prefix = prefix.trim_end_matches('/');
+    path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// What connects a gateway with a controller in the same process.
+#[derive(Debug)]
+pub struct Links {
+    /// The latest table; the sender gone means: go on with what there is.
+    pub table: tokio::sync::watch::Receiver<std::sync::Arc<Table>>,
+    /// Views and checks. When it is full, a view is not taken and a newer one follows.
+    pub says: tokio::sync::mpsc::Sender<evenkeel_fleet::snapshot::GatewaySays>,
+    /// Highest version of the table that is obeyed.
+    pub installed: tokio::sync::watch::Sender<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(routes: &[(Option<&str>, &str, &str)]) -> GatewayConfig {
+        let route = |(host, path, fleet): &(Option<&str>, &str, &str)| Route {
+            host: host.map(Into::into),
+            path: (*path).into(),
+            fleet: FleetId::new(fleet).unwrap(),
+        };
+        GatewayConfig {
+            id: GatewayId::new("g").unwrap(),
+            listen: Vec::new(),
+            routes: routes.iter().map(route).collect(),
+            fleets: BTreeMap::from([(FleetId::new("only").unwrap(), FleetSettings::default())]),
+            limits: Limits::for_open_files(1_024),
+            seed: 1,
+        }
+    }
+
+    #[test]
+    fn without_routes_the_only_fleet_takes_everything() {
+        assert_eq!(config(&[]).route("any", "/x").unwrap().as_str(), "only");
+    }
+
+    #[test]
+    fn the_most_specific_route_takes_a_request() {
+        let config = config(&[
+            (None, "/", "rest"),
+            (None, "/chat", "chat"),
+            (Some("a.example"), "/", "a"),
+            (Some("a.example"), "/chat/vip", "vip"),
+        ]);
+        for (host, path, fleet) in [
+            ("b.example", "/x", "rest"),
+            ("b.example:80", "/chat", "chat"),
+            ("b.example", "/chat/room", "chat"),
+            ("b.example", "/chatter", "rest"),
+            ("A.example:80", "/chat", "a"),
+            ("a.example", "/chat/vip", "vip"),
+            ("[::1]:80", "/", "rest"),
+        ] {
+            assert_eq!(config.route(host, path).unwrap().as_str(), fleet, "{host}{path}");
+        }
+    }
+
+    #[test]
+    fn nothing_takes_what_no_route_covers() {
+        assert_eq!(config(&[(None, "/chat", "chat")]).route("a", "/other"), None);
+    }
+
+    #[test]
+    fn the_open_file_limit_bounds_connections() {
+        assert_eq!(Limits::for_open_files(20_000).connections_max, 9_950);
+        assert_eq!(Limits::for_open_files(0).connections_max, 1);
+    }
+}

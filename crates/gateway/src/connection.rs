@@ -1,0 +1,309 @@
+//! Drives one client's handshake: its bytes into the machine, the machine's wishes onto sockets.
+//!
+//! In: an accepted socket. Out: an answer and the end of the connection, or a tunnel handed to the engine.
+//! Invariants: a server sees nothing before the whole request was checked; at most [`crate::config::Limits::retries`]
+//! servers after the first; every wait has a deadline and ends when the client goes away.
+//! Elsewhere: what is a proper handshake (`evenkeel_protocol::handshake`), which server (`crate::fleet`).
+
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use evenkeel_fleet::gateway::{Ask, Failure, Refusal, ServerKey};
+use evenkeel_model::{Duration, Instant};
+use evenkeel_protocol::handshake::{Answer, Elsewhere, Handshake, Outcome, Step, Tunnel};
+use evenkeel_protocol::request::{Peer, Scheme};
+use tokio::net::TcpStream;
+use tracing::debug;
+
+use crate::engine::{Adopt, ConnId, Order};
+use crate::fleet::{Fleet, Placed};
+use crate::shell::Shell;
+
+/// Longest time for a client to take an answer and close.
+const ANSWER_WAIT: Duration = Duration::from_secs(2);
+/// Most bytes read and dropped from a client that was refused while it goes on sending.
+const LINGER_BYTES_MAX: usize = 256 * 1024;
+
+/// One client until it has a tunnel or an answer.
+struct Connection {
+    shell: Rc<Shell>,
+    client: TcpStream,
+    peer: Peer,
+    prefix: u64,
+    id: ConnId,
+    handshake: Handshake,
+}
+
+/// What ends a handshake.
+enum Ended {
+    Answer(Answer),
+    Open { placed: Placed, server: TcpStream, first: Tunnel },
+    ClientGone,
+}
+
+/// Serves one accepted client up to its tunnel.
+pub(crate) async fn serve(shell: Rc<Shell>, client: TcpStream, peer: SocketAddr, prefix: u64) {
+    let id = shell.next_id();
+    let now = shell.clock.now();
+    let handshake = Handshake::new(shell.config.limits.heads, now);
+    let peer = Peer { ip: peer.ip(), scheme: Scheme::Ws };
+    let mut connection = Connection { shell, client, peer, prefix, id, handshake };
+    let ended = connection.run().await;
+    let shell = Rc::clone(&connection.shell);
+    match ended {
+        Ended::ClientGone => shell.metrics.handshake("client_gone"),
+        Ended::Answer(answer) => {
+            shell.metrics.handshake(answer.reason);
+            debug!(conn = %shell.conn_text(id), status = answer.status, reason = answer.reason, "handshake refused");
+            connection.answer(&answer.bytes).await;
+        }
+        Ended::Open { placed, server, first } => {
+            let owner = placed.owner();
+            debug!(conn = %shell.conn_text(id), server = %placed.id(), "tunnel opened");
+            let heard = placed.connected();
+            heard.set(true);
+            shell.opened();
+            let adopt = Adopt { id, owner, client: connection.client, server, first, heard };
+            shell.engine().order(Order::Adopt(Box::new(adopt)));
+        }
+    }
+}
+
+impl Connection {
+    async fn run(&mut self) -> Ended {
+        let mut step = Step::Need;
+        loop {
+            match step {
+                Step::Need => {}
+                Step::Pick => return self.proxy().await,
+                Step::End(Outcome::Answer(answer)) => return Ended::Answer(answer),
+                // Neither can come before a server was asked.
+                Step::Elsewhere(_) | Step::End(Outcome::Tunnel(_)) => return Ended::ClientGone,
+            }
+            let ready = tokio::select! { biased;
+                _ = self.client.readable() => Ready::Client,
+                () = self.shell.clock.sleep_until(self.handshake.poll_timeout()) => Ready::Timeout,
+            };
+            step = match self.take(ready, None) {
+                Some(step) => step,
+                None => return Ended::ClientGone,
+            };
+        }
+    }
+
+    /// Feeds the machine what is ready. `None`: the client is gone.
+    fn take(&mut self, ready: Ready, server: Option<&TcpStream>) -> Option<Step> {
+        let handshake = &mut self.handshake;
+        match (ready, server) {
+            (Ready::Server, Some(server)) => {
+                let read = self.shell.read(server, |bytes| handshake.server_bytes(bytes));
+                Some(read.unwrap_or_else(|| self.handshake.server_closed()))
+            }
+            (Ready::Timeout, _) => Some(handshake.handle_timeout(self.shell.clock.now())),
+            _ => self.shell.read(&self.client, |bytes| handshake.client_bytes(bytes)),
+        }
+    }
+
+    /// The request is whole and proper: find a server that takes it.
+    async fn proxy(&mut self) -> Ended {
+        let started = self.shell.clock.now();
+        let fleet = self.handshake.request().and_then(|request| self.shell.route(request.host(), request.path()));
+        let Some(fleet) = fleet else {
+            return self.refuse(404, "no_route", "", "nothing is served here");
+        };
+        let mut tried: Vec<ServerKey> = Vec::new();
+        let mut last: Option<Failure> = None;
+        while tried.len() <= self.shell.config.limits.retries {
+            let placed = match self.place(&fleet, &tried).await {
+                Ok(placed) => placed,
+                Err(Unplaced::ClientGone) => return Ended::ClientGone,
+                Err(Unplaced::Answered(answer)) => return Ended::Answer(answer),
+                Err(Unplaced::Refused(refusal)) => return self.refuse_placement(refusal, last),
+            };
+            tried.push(placed.server());
+            match self.try_server(&placed).await {
+                Tried::Open(server, first) => {
+                    let took = self.shell.clock.now().since(started);
+                    self.shell.metrics.opened_after(took.as_secs_f64());
+                    return Ended::Open { placed, server, first };
+                }
+                Tried::Answer(answer) => {
+                    placed.failed(Failure::Answered);
+                    return Ended::Answer(answer);
+                }
+                Tried::ClientGone => return Ended::ClientGone,
+                Tried::Refused(answer) => return Ended::Answer(answer),
+                Tried::Failed(failure) => {
+                    placed.failed(failure);
+                    if failure == Failure::BadAnswer {
+                        return self.refuse(502, "bad_answer", "", "the server gave no proper answer");
+                    }
+                    last = Some(failure);
+                }
+            }
+        }
+        self.refuse_placement(Refusal::AllTried, last)
+    }
+
+    /// Waits for a server while watching the client.
+    async fn place(&mut self, fleet: &Rc<Fleet>, tried: &[ServerKey]) -> Result<Placed, Unplaced> {
+        let ask = Ask { prefix: self.prefix, avoid: tried, source: None };
+        let placing = fleet.place(self.id.0, &ask);
+        tokio::pin!(placing);
+        loop {
+            tokio::select! { biased;
+                placed = &mut placing => return placed.map_err(Unplaced::Refused),
+                _ = self.client.readable() => match self.take(Ready::Client, None) {
+                    Some(Step::Need) => {}
+                    Some(Step::End(Outcome::Answer(answer))) => return Err(Unplaced::Answered(answer)),
+                    _ => return Err(Unplaced::ClientGone),
+                },
+            }
+        }
+    }
+
+    async fn try_server(&mut self, placed: &Placed) -> Tried {
+        let limits = self.shell.config.limits;
+        let Some(target) = placed.target() else { return Tried::Failed(Failure::Unreachable) };
+        let server = match target.connect(limits.connect, self.shell.clock).await {
+            Ok(server) => server,
+            Err(failure) => return Tried::Failed(failure),
+        };
+        let conn = self.shell.conn_text(self.id);
+        let head = self.handshake.ask(&target.prefix, &self.peer, &conn, self.shell.clock.now());
+        let deadline = self.shell.clock.now() + limits.heads.server_head;
+        if self.write_all(&server, &head, deadline).await.is_err() {
+            return Tried::Failed(Failure::Unreachable);
+        }
+        let mut step = Step::Need;
+        loop {
+            match step {
+                Step::Need => {}
+                Step::End(Outcome::Tunnel(first)) => return Tried::Open(server, first),
+                Step::End(Outcome::Answer(answer)) if answer.reason == "answered" => return Tried::Answer(answer),
+                Step::End(Outcome::Answer(answer)) => return Tried::Refused(answer),
+                Step::Elsewhere(why) => return Tried::Failed(failure(why)),
+                // A machine that is asking does not ask for another server.
+                Step::Pick => return Tried::Failed(Failure::Unreachable),
+            }
+            let ready = tokio::select! { biased;
+                _ = server.readable() => Ready::Server,
+                _ = self.client.readable() => Ready::Client,
+                () = self.shell.clock.sleep_until(self.handshake.poll_timeout()) => Ready::Timeout,
+            };
+            step = match self.take(ready, Some(&server)) {
+                Some(step) => step,
+                None => return Tried::ClientGone,
+            };
+        }
+    }
+
+    fn refuse(&mut self, status: u16, reason: &'static str, fields: &str, text: &str) -> Ended {
+        match self.handshake.refuse(status, reason, fields, text) {
+            Step::End(Outcome::Answer(answer)) => Ended::Answer(answer),
+            _ => Ended::ClientGone,
+        }
+    }
+
+    /// What the client is told when no server takes it.
+    fn refuse_placement(&mut self, refusal: Refusal, last: Option<Failure>) -> Ended {
+        match last {
+            Some(Failure::Unreachable) => self.refuse(504, "unreachable", "", "no server answered in time"),
+            Some(Failure::Refused) => self.refuse(502, "refused", "", "no server accepted the connection"),
+            _ => {
+                let fields = format!("Retry-After: {}\r\n", self.shell.retry_after_s());
+                self.refuse(503, refusal.reason(), &fields, "no server can take this connection now")
+            }
+        }
+    }
+
+    async fn write_all(&self, to: &TcpStream, bytes: &[u8], deadline: Instant) -> io::Result<()> {
+        tokio::select! { biased;
+            written = write_all(to, bytes) => written,
+            () = self.shell.clock.sleep_until(Some(deadline)) => Err(io::ErrorKind::TimedOut.into()),
+        }
+    }
+
+    /// Sends an answer and closes so that it arrives: unread bytes at close would make the kernel reset the
+    /// connection, and with it the answer on its way.
+    async fn answer(&self, bytes: &[u8]) {
+        let deadline = self.shell.clock.now() + ANSWER_WAIT;
+        if bytes.is_empty() || self.write_all(&self.client, bytes, deadline).await.is_err() {
+            return;
+        }
+        let _ = socket2::SockRef::from(&self.client).shutdown(std::net::Shutdown::Write);
+        let rest = async {
+            let mut dropped = 0;
+            while dropped <= LINGER_BYTES_MAX && self.client.readable().await.is_ok() {
+                let Some(length) = self.shell.read(&self.client, <[u8]>::len) else { return };
+                dropped += length;
+            }
+        };
+        tokio::select! { biased;
+            () = rest => {}
+            () = self.shell.clock.sleep_until(Some(deadline)) => {}
+        }
+    }
+}
+
+/// What a wait ended with.
+#[derive(Clone, Copy)]
+enum Ready {
+    Client,
+    Server,
+    Timeout,
+}
+
+/// Why there is no server.
+enum Unplaced {
+    Refused(Refusal),
+    /// The client broke the rules meanwhile.
+    Answered(Answer),
+    ClientGone,
+}
+
+/// How asking one server went.
+enum Tried {
+    Open(TcpStream, Tunnel),
+    /// The server's own refusal, to be relayed.
+    Answer(Answer),
+    /// The client broke the rules meanwhile.
+    Refused(Answer),
+    Failed(Failure),
+    ClientGone,
+}
+
+const fn failure(why: Elsewhere) -> Failure {
+    match why {
+        Elsewhere::Draining => Failure::Draining,
+        Elsewhere::Late | Elsewhere::Closed => Failure::Unreachable,
+        Elsewhere::Bad(_) => Failure::BadAnswer,
+    }
+}
+
+/// Reads what there is; 0 at the end.
+///
+/// # Cancel safety
+/// Yes: nothing is taken from the socket before it returns.
+pub(crate) async fn read(from: &TcpStream, into: &mut [u8]) -> io::Result<usize> {
+    loop {
+        from.readable().await?;
+        match from.try_read(into) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            read => return read,
+        }
+    }
+}
+
+pub(crate) async fn write_all(to: &TcpStream, bytes: &[u8]) -> io::Result<()> {
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        match to.try_write(rest) {
+            Ok(written) => rest = &rest[written..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => to.writable().await?,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}

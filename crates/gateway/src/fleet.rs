@@ -1,0 +1,282 @@
+//! One fleet as the gateway's thread holds it: the placing machine, the queue of those that wait for credit, and
+//! who closes and checks for servers without agent.
+//!
+//! In: snapshots, handshakes that ask for a server, how they went. Out: placements, views, orders to the engine.
+//! Invariants: every placement is settled exactly once ([`Placed`] sees to it, however its task ends); a borrow
+//! never lasts over an await. Elsewhere: every decision (`evenkeel_fleet::gateway`, `::admission`,
+//! `evenkeel_protocol::executor`).
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use evenkeel_fleet::admission::{Admission, Arrival, Ticket};
+use evenkeel_fleet::config::PlaceConfig;
+use evenkeel_fleet::gateway::{Ask, Failure, Gateway, GatewayConfig as MachineConfig, Placement, Refusal, ServerKey};
+use evenkeel_fleet::snapshot::{Executor, GatewayView, Snapshot};
+use evenkeel_model::{Duration, FleetId, GatewayId, Instant, Rng, ServerId};
+use evenkeel_runtime::Clock;
+use tokio::sync::{Notify, oneshot};
+
+use crate::config::FleetSettings;
+use crate::connect::Target;
+use crate::engine::{Engine, Owner};
+use crate::execute::Executors;
+use crate::metrics::Metrics;
+
+/// See the module's documentation.
+pub(crate) struct Fleet {
+    pub(crate) id: FleetId,
+    pub(crate) settings: FleetSettings,
+    index: u32,
+    clock: Clock,
+    metrics: Metrics,
+    /// Wakes the gateway's loop: something is due earlier than it knew.
+    pulse: Rc<Notify>,
+    inner: RefCell<Inner>,
+    /// A failure was seen that the controller should hear of now.
+    urgent: Cell<bool>,
+}
+
+struct Inner {
+    machine: Gateway,
+    admission: Admission,
+    waiters: BTreeMap<Ticket, oneshot::Sender<Result<Placement, Refusal>>>,
+    executors: Executors,
+    targets: BTreeMap<Arc<str>, Option<Rc<Target>>>,
+    heard: BTreeMap<ServerKey, Rc<Cell<bool>>>,
+    snapshot: Option<Arc<Snapshot>>,
+}
+
+/// A placement that its holder must settle; dropped unsettled, the client went away first.
+pub(crate) struct Placed {
+    fleet: Rc<Fleet>,
+    placement: Placement,
+    settled: bool,
+}
+
+impl Fleet {
+    pub(crate) fn new(
+        id: FleetId,
+        index: u32,
+        settings: FleetSettings,
+        gateway: &GatewayId,
+        shell: (Clock, Metrics, Rc<Notify>),
+        mut rng: Rng,
+    ) -> Self {
+        let (clock, metrics, pulse) = shell;
+        let config = MachineConfig { id: gateway.clone(), fleet: id.clone() };
+        let executors = Executors::new(rng.fork(2));
+        let inner = Inner {
+            machine: Gateway::new(config, rng.fork(1), clock.now()),
+            admission: Admission::new(&PlaceConfig::default()),
+            waiters: BTreeMap::new(),
+            executors,
+            targets: BTreeMap::new(),
+            heard: BTreeMap::new(),
+            snapshot: None,
+        };
+        Self { id, settings, index, clock, metrics, pulse, inner: RefCell::new(inner), urgent: Cell::new(false) }
+    }
+
+    pub(crate) fn owner(&self, server: ServerKey) -> Owner {
+        Owner { fleet: self.index, server }
+    }
+
+    /// Takes a snapshot.
+    pub(crate) fn install(&self, snapshot: &Arc<Snapshot>, now: Instant) {
+        let inner = &mut *self.inner.borrow_mut();
+        if inner.snapshot.as_ref().is_some_and(|held| Arc::ptr_eq(held, snapshot)) {
+            return;
+        }
+        inner.machine.install(snapshot, now);
+        inner.targets.retain(|url, _| snapshot.servers.iter().any(|server| server.url == *url));
+        for server in &snapshot.servers {
+            inner.targets.entry(Arc::clone(&server.url)).or_insert_with(|| Target::parse(&server.url).map(Rc::new));
+        }
+        let machine = &inner.machine;
+        let own = |id: &ServerId| machine.key(id).map(|key| (key, machine.connections(key)));
+        inner.executors.take(snapshot, own, now);
+        inner.snapshot = Some(Arc::clone(snapshot));
+    }
+
+    /// Servers that this gateway checks, with where.
+    pub(crate) fn to_check(&self) -> Vec<(ServerId, Arc<str>)> {
+        let inner = self.inner.borrow();
+        let servers = inner.snapshot.as_ref().map_or(&[][..], |snapshot| &snapshot.servers);
+        let without_agent = servers.iter().filter(|server| server.executor == Executor::Gateways);
+        without_agent.map(|server| (server.id.clone(), Arc::clone(&server.url))).collect()
+    }
+
+    /// Picks a server; waits for credit where that is all that lacks.
+    ///
+    /// # Cancel safety
+    /// Yes: dropped, it leaves the queue, and a placement that had just come is given back.
+    pub(crate) async fn place(self: &Rc<Self>, ticket: u64, ask: &Ask<'_>) -> Result<Placed, Refusal> {
+        let ticket = Ticket(ticket);
+        let arrival = {
+            let inner = &mut *self.inner.borrow_mut();
+            inner.admission.arrive(&mut inner.machine, ticket, ask, self.clock.now())
+        };
+        match arrival {
+            Arrival::Placed(placement) => Ok(self.placed(placement)),
+            Arrival::Refused(refusal) => Err(refusal),
+            Arrival::Waits => {
+                let (sender, outcome) = oneshot::channel();
+                self.inner.borrow_mut().waiters.insert(ticket, sender);
+                self.pulse.notify_one();
+                let mut waiting = Waiting { fleet: Rc::clone(self), ticket, outcome };
+                let outcome = (&mut waiting.outcome).await;
+                // The sender lives in our own list until it has sent.
+                outcome.unwrap_or(Err(Refusal::NothingOpen)).map(|placement| self.placed(placement))
+            }
+        }
+    }
+
+    fn placed(self: &Rc<Self>, placement: Placement) -> Placed {
+        Placed { fleet: Rc::clone(self), placement, settled: false }
+    }
+
+    fn failed(&self, placement: &Placement, failure: Failure) {
+        let inner = &mut *self.inner.borrow_mut();
+        inner.machine.failed(placement.id, failure, self.clock.now());
+        self.metrics.placement(failure_reason(failure));
+        if matches!(failure, Failure::Refused | Failure::Unreachable | Failure::BadAnswer) {
+            self.urgent.set(true);
+            self.pulse.notify_one();
+        }
+    }
+
+    /// A tunnel ended.
+    pub(crate) fn closed(&self, server: ServerKey, lasted: Duration) {
+        self.inner.borrow_mut().machine.closed(server, lasted, self.clock.now());
+    }
+
+    /// Does what is due: who spoke, targets, the queue, closes.
+    pub(crate) fn turn(&self, engine: &Engine, now: Instant) {
+        let inner = &mut *self.inner.borrow_mut();
+        for (key, heard) in &inner.heard {
+            if heard.take() {
+                inner.machine.heard(*key, now);
+            }
+        }
+        inner.machine.handle_timeout(now);
+        for (ticket, outcome) in inner.admission.poll(&mut inner.machine, now) {
+            let Some(waiter) = inner.waiters.remove(&ticket) else {
+                give_back(&mut inner.machine, outcome, now);
+                continue;
+            };
+            if let Err(outcome) = waiter.send(outcome) {
+                give_back(&mut inner.machine, outcome, now);
+            }
+        }
+        let close_code = self.settings.close_code;
+        inner.executors.turn(engine, |server| self.owner(server), close_code, now);
+    }
+
+    /// When [`Fleet::turn`] is due.
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        let inner = self.inner.borrow();
+        let dues = [inner.machine.poll_timeout(), inner.admission.poll_timeout(), inner.executors.poll_timeout()];
+        dues.into_iter().flatten().min()
+    }
+
+    /// What the controller should know.
+    pub(crate) fn view(&self, now: Instant) -> GatewayView {
+        self.urgent.set(false);
+        self.inner.borrow_mut().machine.view(now)
+    }
+
+    /// Whether a view is wanted before its time.
+    pub(crate) fn is_urgent(&self) -> bool {
+        self.urgent.get()
+    }
+
+    /// Handshakes that wait for credit.
+    pub(crate) fn waiting(&self) -> usize {
+        self.inner.borrow().admission.len()
+    }
+}
+
+fn give_back(machine: &mut Gateway, outcome: Result<Placement, Refusal>, now: Instant) {
+    if let Ok(placement) = outcome {
+        machine.failed(placement.id, Failure::ClientGone, now);
+    }
+}
+
+const fn failure_reason(failure: Failure) -> &'static str {
+    match failure {
+        Failure::Refused => "refused",
+        Failure::Unreachable => "unreachable",
+        Failure::BadAnswer => "bad_answer",
+        Failure::Draining => "draining",
+        Failure::Answered => "answered",
+        Failure::ClientGone => "client_gone",
+    }
+}
+
+impl Placed {
+    pub(crate) fn server(&self) -> ServerKey {
+        self.placement.key
+    }
+
+    pub(crate) fn id(&self) -> &ServerId {
+        &self.placement.server
+    }
+
+    pub(crate) fn owner(&self) -> Owner {
+        self.fleet.owner(self.placement.key)
+    }
+
+    /// Where to connect; `None` for a URL that cannot be connected to.
+    pub(crate) fn target(&self) -> Option<Rc<Target>> {
+        let inner = self.fleet.inner.borrow();
+        match inner.targets.get(&self.placement.url) {
+            Some(target) => target.clone(),
+            // The snapshot changed between pick and connect.
+            None => Target::parse(&self.placement.url).map(Rc::new),
+        }
+    }
+
+    /// The server answered 101; says where to note that it speaks.
+    pub(crate) fn connected(mut self) -> Rc<Cell<bool>> {
+        self.settled = true;
+        let inner = &mut *self.fleet.inner.borrow_mut();
+        inner.machine.connected(self.placement.id, self.fleet.clock.now());
+        self.fleet.metrics.placement("connected");
+        Rc::clone(inner.heard.entry(self.placement.key).or_default())
+    }
+
+    pub(crate) fn failed(mut self, failure: Failure) {
+        self.settled = true;
+        self.fleet.failed(&self.placement, failure);
+    }
+}
+
+impl Drop for Placed {
+    fn drop(&mut self) {
+        if !self.settled {
+            self.fleet.failed(&self.placement, Failure::ClientGone);
+        }
+    }
+}
+
+/// A handshake in the queue.
+struct Waiting {
+    fleet: Rc<Fleet>,
+    ticket: Ticket,
+    outcome: oneshot::Receiver<Result<Placement, Refusal>>,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let inner = &mut *self.fleet.inner.borrow_mut();
+        inner.admission.cancel(self.ticket);
+        inner.waiters.remove(&self.ticket);
+        // Only if it was sent and never taken.
+        if let Ok(outcome) = self.outcome.try_recv() {
+            give_back(&mut inner.machine, outcome, self.fleet.clock.now());
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! What the tasks of one gateway share: plain state of one thread, no locks.
+
+use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::rc::Rc;
+
+use evenkeel_model::Rng;
+use evenkeel_runtime::{Clock, Shutdown, Tasks};
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+
+use crate::config::GatewayConfig;
+use crate::engine::{ConnId, Engine, Event};
+use crate::fleet::Fleet;
+use crate::metrics::Metrics;
+
+/// Seconds after which a refused client is asked to come back: a random one of these, so that those refused
+/// together do not come back together.
+const RETRY_AFTER_S: std::ops::RangeInclusive<u64> = 1..=5;
+
+/// Bytes of a handshake taken at once: most heads are whole in one read.
+const SCRATCH: usize = 8 * 1024;
+
+/// See the module's documentation.
+pub(crate) struct Shell {
+    pub(crate) config: GatewayConfig,
+    pub(crate) clock: Clock,
+    pub(crate) shutdown: Shutdown,
+    pub(crate) metrics: Metrics,
+    pub(crate) tasks: Tasks,
+    /// In the order of `config.fleets`; an index is an owner's fleet number.
+    pub(crate) fleets: Vec<Rc<Fleet>>,
+    /// A connection ended, so a descriptor is free.
+    pub(crate) freed: Notify,
+    engine: OnceCell<Engine>,
+    next_id: Cell<u64>,
+    connections: Cell<usize>,
+    handshakes: RefCell<BTreeMap<u64, u32>>,
+    rng: RefCell<Rng>,
+    /// What handshakes read into, so that those that wait hold no buffer.
+    scratch: RefCell<Box<[u8]>>,
+    /// Of this process's life: ids of connections never repeat.
+    life: u64,
+}
+
+impl Shell {
+    pub(crate) fn new(
+        config: GatewayConfig,
+        base: (Clock, Shutdown, Metrics, Tasks),
+        fleets: Vec<Rc<Fleet>>,
+        rng: Rng,
+    ) -> Rc<Self> {
+        let (clock, shutdown, metrics, tasks) = base;
+        let life = clock.now().as_millis();
+        let shell = Rc::new(Self {
+            config,
+            clock,
+            shutdown,
+            metrics,
+            tasks,
+            fleets,
+            freed: Notify::new(),
+            engine: OnceCell::new(),
+            next_id: Cell::new(1),
+            connections: Cell::new(0),
+            handshakes: RefCell::default(),
+            rng: RefCell::new(rng),
+            scratch: RefCell::new(vec![0; SCRATCH].into_boxed_slice()),
+            life,
+        });
+        let weak = Rc::downgrade(&shell);
+        let events = Box::new(move |event| {
+            if let Some(shell) = weak.upgrade() {
+                shell.take_event(event);
+            }
+        });
+        let _ = shell.engine.set(Engine::new(clock, shell.config.limits.tunnel, shell.tasks.clone(), events));
+        shell
+    }
+
+    /// The engine that carries this gateway's tunnels.
+    pub(crate) fn engine(&self) -> &Engine {
+        // Set by `new` before anybody has the shell.
+        self.engine.get().expect("the engine is set when the shell is made")
+    }
+
+    fn take_event(&self, event: Event) {
+        let Event::Closed { id, owner, why, code, lasted } = event;
+        if let Some(fleet) = self.fleets.get(owner.fleet as usize) {
+            fleet.closed(owner.server, lasted);
+        }
+        self.metrics.closed(why.reason(), code);
+        tracing::debug!(conn = %self.conn_text(id), reason = why.reason(), code, "tunnel closed");
+        self.ended();
+    }
+
+    /// Reads what there is and hands it to `take`; `None`: the peer has sent its last byte or is gone. Nothing there
+    /// yet is an empty piece.
+    pub(crate) fn read<T>(&self, from: &TcpStream, take: impl FnOnce(&[u8]) -> T) -> Option<T> {
+        let mut scratch = self.scratch.borrow_mut();
+        match from.try_read(&mut scratch) {
+            Ok(0) => None,
+            Ok(length) => Some(take(&scratch[..length])),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Some(take(&[])),
+            Err(_) => None,
+        }
+    }
+
+    pub(crate) fn route(&self, host: &str, path: &str) -> Option<Rc<Fleet>> {
+        let id = self.config.route(host, path)?;
+        self.fleets.iter().find(|fleet| fleet.id == *id).cloned()
+    }
+
+    pub(crate) fn next_id(&self) -> ConnId {
+        let id = self.next_id.get();
+        self.next_id.set(id + 1);
+        ConnId(id)
+    }
+
+    /// A connection's id for people, logs and the 101.
+    pub(crate) fn conn_text(&self, id: ConnId) -> String {
+        format!("{}-{:x}-{:x}", self.config.id, self.life, id.0)
+    }
+
+    pub(crate) fn retry_after_s(&self) -> u64 {
+        let (first, last) = RETRY_AFTER_S.into_inner();
+        first + self.rng.borrow_mut().below(last - first + 1)
+    }
+
+    /// Counts a connection if one more is allowed.
+    pub(crate) fn admit(self: &Rc<Self>, ip: IpAddr) -> Result<Admitted, Over> {
+        if self.connections.get() >= self.config.limits.connections_max {
+            return Err(Over::Connections);
+        }
+        let prefix = prefix_of(ip);
+        let mut handshakes = self.handshakes.borrow_mut();
+        let under_way = handshakes.entry(prefix).or_default();
+        if *under_way >= self.config.limits.handshakes_per_prefix_max && !ip.to_canonical().is_loopback() {
+            return Err(Over::Handshakes);
+        }
+        *under_way += 1;
+        self.connections.set(self.connections.get() + 1);
+        Ok(Admitted { shell: Rc::clone(self), prefix })
+    }
+
+    /// A handshake became a tunnel: the tunnel holds its place from here on.
+    pub(crate) fn opened(&self) {
+        self.connections.set(self.connections.get() + 1);
+    }
+
+    fn ended(&self) {
+        self.connections.set(self.connections.get().saturating_sub(1));
+        self.freed.notify_one();
+    }
+}
+
+/// Why a connection is refused before a byte of it is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Over {
+    Connections,
+    Handshakes,
+}
+
+impl Over {
+    pub(crate) const fn reason(self) -> &'static str {
+        match self {
+            Self::Connections => "connections_max",
+            Self::Handshakes => "handshakes_per_prefix_max",
+        }
+    }
+}
+
+/// A handshake's place among the connections; free again when dropped.
+pub(crate) struct Admitted {
+    shell: Rc<Shell>,
+    pub(crate) prefix: u64,
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        let mut handshakes = self.shell.handshakes.borrow_mut();
+        if let Some(under_way) = handshakes.get_mut(&self.prefix) {
+            *under_way -= 1;
+            if *under_way == 0 {
+                handshakes.remove(&self.prefix);
+            }
+        }
+        drop(handshakes);
+        self.shell.ended();
+    }
+}
+
+/// What stands for one client: its address, of IPv6 the network, which its owner may number at will.
+fn prefix_of(ip: IpAddr) -> u64 {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => u64::from(u32::from(ip)),
+        IpAddr::V6(ip) => (u128::from(ip) >> 64) as u64,
+    }
+}
