@@ -20,6 +20,9 @@ const MARKS: &[&str] = &[
 const MACHINE_PATHS: &[&str] =
     &[concat!("/ho", "me/"), concat!("/Us", "ers/"), concat!("/ro", "ot/"), concat!("/wo", "rk/")];
 
+/// Titles of papers that are not in this repository: a reader cannot follow them.
+const ELSEWHERE: &[&str] = &[concat!("INTER", "FACES"), concat!("DESI", "GN §"), concat!("anch", "ors/")];
+
 /// Ways to sleep.
 const SLEEPS: &[&str] = &["thread::sleep(", "time::sleep(", "Delay::new("];
 
@@ -41,6 +44,9 @@ fn check_file(file: &File, root: &Path) -> Vec<Finding> {
         let mut find = |what: String| found.push(Finding { path: file.path.clone(), line: at + 1, what });
         if let Some(mark) = MARKS.iter().find(|mark| line.contains(**mark)) {
             find(format!("mark of unfinished work: {mark}"));
+        }
+        if let Some(title) = ELSEWHERE.iter().find(|title| line.contains(**title)) {
+            find(format!("refers to a paper that is not in the repository: {title}"));
         }
         if let Some(path) = machine_path(line, root) {
             find(format!("path of one machine: {path}"));
