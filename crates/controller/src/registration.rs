@@ -43,7 +43,9 @@ impl RegistrationError {
 /// # Errors
 /// [`RegistrationError`].
 pub fn of_hello(hello: &Hello) -> Result<Registration, RegistrationError> {
-    if let Some(fence) = hello.applied.filter(|fence| fence.epoch.get().max(fence.generation.get()) > FENCE_MAX) {
+    if let Some(fence) =
+        hello.applied.filter(|fence| fence.epoch.get().max(fence.generation.get()) > FENCE_MAX)
+    {
         return Err(RegistrationError {
             field: "applied",
             value: fence.to_string(),
@@ -67,11 +69,17 @@ fn of_profile(
     profile: &Profile,
     applied: Option<Fence>,
 ) -> Result<Registration, RegistrationError> {
-    check_server_url(&profile.url)
-        .map_err(|allowed| RegistrationError { field: "url", value: format!("{:?}", profile.url), allowed })?;
+    check_server_url(&profile.url).map_err(|allowed| RegistrationError {
+        field: "url",
+        value: format!("{:?}", profile.url),
+        allowed,
+    })?;
     if let Some(url) = &profile.public_url {
-        check_url(url)
-            .map_err(|allowed| RegistrationError { field: "public_url", value: format!("{url:?}"), allowed })?;
+        check_url(url).map_err(|allowed| RegistrationError {
+            field: "public_url",
+            value: format!("{url:?}"),
+            allowed,
+        })?;
     }
     if let Some(capacity) = profile.capacity.filter(|capacity| capacity.is_zero()) {
         return Err(RegistrationError {
@@ -111,7 +119,9 @@ pub fn check_server_url(url: &str) -> Result<(), &'static str> {
 pub fn check_url(url: &str) -> Result<(), &'static str> {
     const ALLOWED: &str = "allowed is a URL such as \"ws://127.0.0.1:9001\"";
     let rest = url.strip_prefix("ws://").or_else(|| url.strip_prefix("wss://")).ok_or(ALLOWED)?;
-    if !rest.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'"' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}')) {
+    if !rest.bytes().all(|b| {
+        b.is_ascii_graphic() && !matches!(b, b'"' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}')
+    }) {
         return Err(ALLOWED);
     }
     if rest.contains(['?', '#']) {
@@ -127,7 +137,9 @@ pub fn check_url(url: &str) -> Result<(), &'static str> {
 fn check_authority(authority: &str) -> bool {
     let (host, port) = match authority.strip_prefix('[') {
         Some(rest) => match rest.split_once(']') {
-            Some((host, after)) if host.parse::<std::net::Ipv6Addr>().is_ok() => ("v6", after.strip_prefix(':')),
+            Some((host, after)) if host.parse::<std::net::Ipv6Addr>().is_ok() => {
+                ("v6", after.strip_prefix(':'))
+            }
             _ => return false,
         },
         None => authority.split_once(':').map_or((authority, None), |(host, port)| (host, Some(port))),
@@ -151,8 +163,22 @@ mod tests {
             assert_eq!(check_server_url(good), Ok(()), "{good}");
         }
         for bad in [
-            "http://a:1", "ws://", "ws://:9001", "ws://a:0", "ws://a:65536", "ws://a:+1", "ws://u@a:1", "ws://u:p@a:1",
-            "ws://a:1/?q", "ws://a:1#f", "ws://a b:1", "ws://a\r\n:1", "ws://[::1", "ws://[x]:1", "ws://a:1:2", "wss://a:1",
+            "http://a:1",
+            "ws://",
+            "ws://:9001",
+            "ws://a:0",
+            "ws://a:65536",
+            "ws://a:+1",
+            "ws://u@a:1",
+            "ws://u:p@a:1",
+            "ws://a:1/?q",
+            "ws://a:1#f",
+            "ws://a b:1",
+            "ws://a\r\n:1",
+            "ws://[::1",
+            "ws://[x]:1",
+            "ws://a:1:2",
+            "wss://a:1",
         ] {
             assert!(check_server_url(bad).is_err(), "{bad:?}");
         }

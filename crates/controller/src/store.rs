@@ -9,7 +9,9 @@ use std::sync::Arc;
 
 use evenkeel_fleet::controller::{By, FleetRecord, Intent, ServerRecord};
 use evenkeel_model::{Connections, Epoch, FleetId, Generation, Instant, ServerId};
-use redb::{Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, StorageError, TableDefinition};
+use redb::{
+    Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, StorageError, TableDefinition,
+};
 use serde::{Deserialize, Serialize};
 
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
@@ -130,6 +132,8 @@ pub struct Process {
     pub pid: Option<u32>,
     /// Field 22 of `/proc/PID/stat`: tells it from another process of the same pid.
     pub started: Option<u64>,
+    /// Which boot of the machine `started` counts from.
+    pub boot: Option<String>,
     /// Whether it is to run. A stopped one is ended and then forgotten.
     pub wanted: bool,
 }
@@ -236,12 +240,13 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn processes(&self, fleet: &FleetId) -> Result<Vec<Process>, StoreError> {
-        let rows = self.rows(PROCESSES, fleet).map_err(|source| {
-            database("read", format!("server processes of fleet {fleet}"), source)
-        })?;
+        let rows = self
+            .rows(PROCESSES, fleet)
+            .map_err(|source| database("read", format!("server processes of fleet {fleet}"), source))?;
         rows.into_iter()
             .map(|(server, bytes)| {
-                serde_json::from_slice(&bytes).map_err(|error| record(format!("process of {fleet}/{server}"), &error))
+                serde_json::from_slice(&bytes)
+                    .map_err(|error| record(format!("process of {fleet}/{server}"), &error))
             })
             .collect()
     }
@@ -332,7 +337,9 @@ fn open_error(path: &Path, error: DatabaseError) -> OpenError {
     match error {
         DatabaseError::DatabaseAlreadyOpen => OpenError::InUse { path },
         // redb says `InvalidData` of a file that is not a database.
-        DatabaseError::Storage(StorageError::Io(source)) if source.kind() != std::io::ErrorKind::InvalidData => {
+        DatabaseError::Storage(StorageError::Io(source))
+            if source.kind() != std::io::ErrorKind::InvalidData =>
+        {
             OpenError::Io { path, source }
         }
         error => OpenError::Damaged { path, source: error.into() },
@@ -411,7 +418,9 @@ impl StoredServer {
                 drained,
             },
             StoredIntent::Cordon => Intent::Cordon,
-            StoredIntent::Shed { to, until_ns } => Intent::Shed { to: Connections(to), until: Instant(until_ns) },
+            StoredIntent::Shed { to, until_ns } => {
+                Intent::Shed { to: Connections(to), until: Instant(until_ns) }
+            }
             StoredIntent::Stop { ordered_at_ns } => Intent::Stop { ordered_at: Instant(ordered_at_ns) },
         });
         ServerRecord { server, generation: Generation(self.generation), intent }

@@ -46,7 +46,8 @@ fn every_intent_comes_back_as_it_was_stored() {
             intent,
         })
         .collect();
-    let changes: Vec<_> = records.iter().cloned().map(Change::Server).chain([Change::Fixed(Some(3))]).collect();
+    let changes: Vec<_> =
+        records.iter().cloned().map(Change::Server).chain([Change::Fixed(Some(3))]).collect();
     store.commit(&fleet(), &changes).unwrap();
     // A fleet whose id sorts next to it stays apart.
     store.commit(&FleetId::new("chat2").unwrap(), &[Change::Server(drain("x", 1))]).unwrap();
@@ -58,7 +59,10 @@ fn every_intent_comes_back_as_it_was_stored() {
 
     let gone = records.remove(1).server;
     store.commit(&fleet(), &[Change::Forget(gone), Change::Fixed(None)]).unwrap();
-    assert_eq!(store.begin_epoch(&fleet(), Epoch(0)).unwrap().1, FleetRecord { servers: records, fixed: None });
+    assert_eq!(
+        store.begin_epoch(&fleet(), Epoch(0)).unwrap().1,
+        FleetRecord { servers: records, fixed: None }
+    );
 }
 
 #[test]
@@ -70,6 +74,7 @@ fn processes_come_back_and_go() {
         port: 9001,
         pid: Some(17),
         started: Some(99),
+        boot: Some(String::from("b")),
         wanted: true,
     };
     store.put_process(&fleet(), &process).unwrap();
