@@ -1,6 +1,6 @@
 //! Why a WebSocket is closed: the code and the reason text that Evenkeel puts into a Close frame.
 //!
-//! In: a [`CloseReason`]. Out: the text `ek:<code>` (INTERFACES §4) and the code that goes with it by default.
+//! In: a [`CloseReason`]. Out: the text `ek:<code>` and the code that goes with it by default.
 //! Invariant: every text fits a Close frame (125 bytes less the code). Elsewhere: the frame itself (`frame`), when
 //! to close (`executor`, `evenkeel_fleet`).
 
@@ -24,7 +24,7 @@ impl CloseCode {
     /// We failed.
     pub const INTERNAL: Self = Self(1011);
     /// Service restart: come back. The default of every planned close, because it says that the trouble is
-    /// ours and that coming back helps (no code brings every library back, anchors/redirect §2.9).
+    /// ours and that coming back helps (no code brings every client library back).
     pub const RESTART: Self = Self(1012);
     /// Come back later.
     pub const TRY_LATER: Self = Self(1013);

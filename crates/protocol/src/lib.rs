@@ -1,7 +1,7 @@
 //! What Evenkeel says, and the machines that need to say it. Pure: bytes or messages and `now` in, bytes, messages
 //! and decisions out; no socket, no clock, no thread.
 //!
-//! - [`message`]: what an agent and a node say to each other (INTERFACES §3), as types and as JSON text.
+//! - [`message`]: what an agent and a node say to each other (docs/reference/agent.md), as types and as JSON text.
 //! - [`close`]: close codes and the reasons in our Close frames.
 //! - [`executor`]: how many connections of a server to close now, paced, for its agent or its gateways.
 //! - [`agent`]: the machine behind every agent: hello, reports, orders, lease.

@@ -1,5 +1,5 @@
-//! What an agent and a node (controller or gateway) say to each other: the message types of INTERFACES §3, read
-//! from and written to JSON text.
+//! What an agent and a node (controller or gateway) say to each other: the message types of
+//! docs/reference/agent.md, read from and written to JSON text.
 //!
 //! In: one text frame, or the body of `POST /v1/servers/{id}/report`. Out: [`Up`], [`Down`] or [`Posted`], or a
 //! [`MessageError`] that names the field, what it held and what it may hold. Invariants: unknown fields are

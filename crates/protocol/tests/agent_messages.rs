@@ -1,4 +1,4 @@
-//! The shared vectors of the agent messages, as every implementation of INTERFACES §3 must pass them.
+//! The shared vectors of the agent messages, as every implementation of docs/reference/agent.md must pass them.
 
 use evenkeel_model::{Connections, Instant};
 use evenkeel_protocol::message::{
