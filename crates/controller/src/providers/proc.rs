@@ -21,10 +21,13 @@ pub(super) struct Held {
 
 impl Held {
     /// Takes hold of a process. Needs a runtime with I/O.
+    // Deprecated because a type could change its descriptor while it is registered. An `OwnedFd` cannot, and the
+    // successor is an unsafe function, which this project denies.
+    #[allow(deprecated)]
     pub(super) fn of(pid: u32) -> io::Result<Self> {
         let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
         let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
-        Ok(Self { pid, pidfd: AsyncFd::register_with_interest(pidfd, Interest::READABLE)? })
+        Ok(Self { pid, pidfd: AsyncFd::with_interest(pidfd, Interest::READABLE)? })
     }
 
     /// Takes hold of a process only if it is the one that began then, in this boot of the machine.
