@@ -12,6 +12,7 @@ mod drain;
 mod faults;
 mod operate;
 mod place;
+mod reference;
 mod refuse;
 mod scale;
 mod without_agent;

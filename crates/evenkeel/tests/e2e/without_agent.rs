@@ -109,7 +109,7 @@ async fn an_absurd_report_is_refused_by_field_and_changes_nothing() {
         let mut bad = report(&addr, 2);
         bad[field] = value.clone();
         let (status, answer) = evenkeel.admin.ask(Method::POST, "/v1/servers/a/report", Some(bad)).await;
-        assert_eq!(status, 400, "{field} = {value}: {answer}");
+        assert!(matches!(status, 400 | 422), "{field} = {value}: {status} {answer}");
         assert_eq!(answer["field"], field, "{value}: {answer}");
     }
     let after = evenkeel.admin.server("a").await.expect("a is still registered");
