@@ -104,7 +104,8 @@ pub enum Output {
     End(LinkId, CloseReason),
     /// Choose and close connections, then answer with [`Input::Chosen`] and [`Input::Held`].
     Close(Closes),
-    /// Whom to admit from now on.
+    /// Whom to admit from now on, to be followed by an [`Input::Held`]: only a count taken after the door closed
+    /// can say that nobody is left.
     Admit(Admit),
     /// A token bound to this id, to be sent on redials.
     Credential(String),
@@ -147,6 +148,8 @@ pub struct Agent {
     admit: Admit,
     /// [`Output::Close`] was given out and not answered yet.
     asking: bool,
+    /// [`Output::Admit`] was given out and no count came since.
+    uncounted: bool,
     finished: bool,
     outputs: VecDeque<Output>,
 }
@@ -202,20 +205,24 @@ impl Agent {
             stale: Stale::default(),
             admit: Admit::Open,
             asking: false,
+            uncounted: false,
             finished: false,
             outputs: VecDeque::new(),
         }
     }
 
-    /// Takes one input; fires what is due first.
+    /// Takes one input; fires what is due first, except that a count comes before what depends on it.
     pub fn handle(&mut self, input: Input<'_>, now: Instant) {
+        if let Input::Held(held) = input {
+            self.hold(held, now);
+        }
         self.handle_timeout(now);
         match input {
             Input::Opened(link) => self.opened(link, now),
             Input::Closed(link) => self.with(link, |link| *link = Link::default()),
             Input::Text(link, text) => self.text(link, text, now),
             Input::Heard(link) => self.heard(link, now),
-            Input::Held(held) => self.hold(held, now),
+            Input::Held(_) => {}
             Input::Measured(measures) => self.measured(measures, now),
             Input::Chosen { asked, chosen } => self.chosen(asked, chosen, now),
         }
@@ -396,6 +403,7 @@ impl Agent {
 
     fn hold(&mut self, held: Held, now: Instant) {
         self.held = held;
+        self.uncounted &= self.outputs.iter().any(|output| matches!(output, Output::Admit(_)));
         let (now_held, told) =
             (u64::from(held.connections.get()), u64::from(self.reported.connections.get()));
         if now_held.abs_diff(told) * CHANGE_SHARE > told {
@@ -460,9 +468,10 @@ impl Agent {
         let admit = self.executor.admit();
         if admit != self.admit {
             self.admit = admit;
+            self.uncounted = true;
             self.outputs.push_back(Output::Admit(admit));
         }
-        let empty = (self.held.connections + self.held.arriving).is_zero();
+        let empty = !self.uncounted && (self.held.connections + self.held.arriving).is_zero();
         let Some(fence) = self.executor.fence().filter(|_| empty && admit == Admit::Draining) else { return };
         for id in self.ids(|phase| phase == Phase::Up) {
             if self.links[id.0].drained != Some(fence) {

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use evenkeel_model::{Connections, Incarnation, Instant, Measures, Rng, ServerId, Totals};
 use evenkeel_protocol::agent::{Agent, AgentConfig, Held, Input, LinkId, Output};
+use evenkeel_protocol::executor::Admit;
 use evenkeel_protocol::message::Profile;
 use serde_json::Value;
 
@@ -86,7 +87,8 @@ impl Bench {
                 }
                 Output::End(LinkId(link), _) => self.ends.push(link as u64),
                 Output::Finished => self.finished = true,
-                Output::Ping(_) | Output::Admit(_) | Output::Credential(_) | Output::Refused { .. } => {}
+                Output::Admit(_) => self.agent.handle(Input::Held(self.held()), self.now),
+                Output::Ping(_) | Output::Credential(_) | Output::Refused { .. } => {}
             }
         }
     }
@@ -112,6 +114,9 @@ impl Bench {
 
     /// Compares what was done with what the step expects, and forgets it.
     fn expect(&mut self, step: &Value, at: &str) {
+        if step.as_object().unwrap().keys().all(|key| matches!(key.as_str(), "at_ms" | "do")) {
+            return;
+        }
         if let Some(says) = step["says"].as_array() {
             assert_eq!(self.said.len(), says.len(), "{at}: said {:?}", self.said);
             for ((link, message), expected) in self.said.iter().zip(says) {
@@ -199,12 +204,15 @@ fn a_handshake_under_way_keeps_a_server_from_being_drained() {
     let mut bench = Bench::new(&file["agent"], 1);
     bench.handle(Input::Opened(LinkId(0)));
     bench.handle(Input::Text(LinkId(0), r#"{"op":"welcome","now_ms":1,"report_ms":1000,"keys":[]}"#));
+    let drain = r#"{"op":"desired","epoch":1,"gen":1,"state":"draining","target":0}"#;
+    bench.agent.handle(Input::Text(LinkId(0), drain), bench.now);
+    // A count from before the door closed says nothing: one may have slipped through since.
+    bench.agent.handle(Input::Held(bench.held()), bench.now);
+    let outputs: Vec<_> = std::iter::from_fn(|| bench.agent.poll_output()).collect();
+    assert!(outputs.contains(&Output::Admit(Admit::Draining)));
+    assert!(!format!("{outputs:?}").contains("drained"), "{outputs:?}");
     let arriving = Held { arriving: Connections(1), ..bench.held() };
     bench.handle(Input::Held(arriving));
-    bench.handle(Input::Text(
-        LinkId(0),
-        r#"{"op":"desired","epoch":1,"gen":1,"state":"draining","target":0}"#,
-    ));
     assert!(bench.said.iter().all(|(_, message)| message["op"] != "drained"));
     bench.handle(Input::Held(bench.held()));
     assert!(bench.said.iter().any(|(_, message)| message["op"] == "drained"));

@@ -1,0 +1,198 @@
+//! The agent's task: feeds the machine with links, counts and measures, and performs what it says.
+//!
+//! One task, one machine, no shared state but the registry of connections. Invariants: outputs are performed in
+//! order and never awaited; a link whose queue is full is ended. Elsewhere: every decision
+//! (`evenkeel_protocol::agent`).
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use evenkeel_model::{Duration, Instant, Measures, Rng, State};
+use evenkeel_protocol::agent::{Agent, Input, LINKS_MAX, LinkId, Output};
+use evenkeel_protocol::executor::{Admit, Closes};
+use tokio::sync::{mpsc, watch};
+use tracing::{info, warn};
+
+use crate::clock::Clock;
+use crate::link::{Command, Credential, Event, stopped};
+use crate::registry::Registry;
+use crate::usage::Usage;
+
+/// Changes of the registry are looked at this often at most: a burst of opens costs one wake-up, not one each.
+const QUIET: Duration = Duration::from_millis(5);
+
+/// What an application can see of its agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Status {
+    pub(crate) state: State,
+    pub(crate) linked: bool,
+    pub(crate) finished: bool,
+}
+
+impl Status {
+    pub(crate) const START: Self = Self { state: State::Active, linked: false, finished: false };
+}
+
+/// The user's own terms.
+pub(crate) type Terms = Mutex<BTreeMap<String, f64>>;
+
+/// See the module's documentation.
+pub(crate) struct Driver {
+    pub(crate) agent: Agent,
+    pub(crate) clock: Clock,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) terms: Arc<Terms>,
+    pub(crate) credential: Arc<Credential>,
+    pub(crate) status: watch::Sender<Status>,
+    pub(crate) events: mpsc::Receiver<Event>,
+    pub(crate) links: [Option<mpsc::Sender<Command>>; LINKS_MAX],
+    pub(crate) usage: Usage,
+    pub(crate) lag: Lag,
+    pub(crate) measure_at: Instant,
+    pub(crate) quiet_until: Instant,
+    pub(crate) rng: Rng,
+}
+
+impl Driver {
+    /// Runs until `stop`.
+    pub(crate) async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        let registry = Arc::clone(&self.registry);
+        loop {
+            let wake = self.agent.poll_timeout().map_or(self.measure_at, |next| next.min(self.measure_at));
+            let (clock, quiet_until) = (self.clock, self.quiet_until);
+            let changed = async {
+                registry.changed.notified().await;
+                // Cancelled or not, the change is looked at: every round reads the counts.
+                clock.sleep_until(Some(quiet_until)).await;
+            };
+            let event = tokio::select! {
+                biased;
+                () = stopped(&mut stop) => return,
+                // None without links: the branch is then off.
+                Some(event) = self.events.recv() => Some(event),
+                () = changed => None,
+                () = clock.sleep_until(Some(wake)) => {
+                    self.lag.woken(wake, clock.now());
+                    None
+                }
+            };
+            self.round(event);
+        }
+    }
+
+    fn round(&mut self, event: Option<Event>) {
+        let now = self.clock.now();
+        self.quiet_until = now + QUIET;
+        if now >= self.measure_at {
+            self.measure(now);
+        }
+        self.agent.handle(Input::Held(self.registry.held()), now);
+        match event {
+            Some(Event::Opened(link, commands)) => {
+                self.links[link.0] = Some(commands);
+                self.agent.handle(Input::Opened(link), now);
+            }
+            Some(Event::Text(link, text)) => self.agent.handle(Input::Text(link, &text), now),
+            Some(Event::Heard(link)) => self.agent.handle(Input::Heard(link), now),
+            Some(Event::Closed(link)) => {
+                self.links[link.0] = None;
+                self.agent.handle(Input::Closed(link), now);
+            }
+            None => self.agent.handle_timeout(now),
+        }
+        self.perform(now);
+        self.publish();
+    }
+
+    /// Twice for each report, so that none carries a measure older than half its interval.
+    fn measure(&mut self, now: Instant) {
+        let custom = self.terms.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let measures = Measures {
+            cpu: self.usage.cpu(now),
+            memory: self.usage.memory(),
+            lag_ms: Some(self.lag.take()),
+            custom,
+        };
+        self.agent.handle(Input::Measured(measures), now);
+        self.measure_at = now + self.agent.report_each() / 2;
+    }
+
+    fn perform(&mut self, now: Instant) {
+        while let Some(output) = self.agent.poll_output() {
+            match output {
+                Output::Send(link, text) => self.command(link, Command::Text(text)),
+                Output::Ping(link) => self.command(link, Command::Ping),
+                Output::End(link, reason) => {
+                    warn!(link = link.0, reason = reason.reason(), "agent ends a link");
+                    self.command(link, Command::End(reason));
+                }
+                Output::Close(closes) => self.close(&closes, now),
+                Output::Admit(admit) => self.admit(admit, now),
+                Output::Credential(credential) => self.credential.set(Some(credential)),
+                Output::Refused { why } => {
+                    warn!(error = %why, "agent and controller did not understand each other");
+                }
+                Output::Finished => self.status.send_modify(|status| status.finished = true),
+            }
+        }
+    }
+
+    fn command(&mut self, link: LinkId, command: Command) {
+        let slot = &mut self.links[link.0];
+        if let Some(commands) = slot
+            && commands.try_send(command).is_err()
+        {
+            // Full or gone. Without a sender the link ends and says so with its `Closed`.
+            *slot = None;
+        }
+    }
+
+    fn close(&mut self, closes: &Closes, now: Instant) {
+        let chosen = self.registry.choose(closes, now, &mut self.rng);
+        self.agent.handle(Input::Chosen { asked: closes.count, chosen }, now);
+        self.agent.handle(Input::Held(self.registry.held()), now);
+    }
+
+    fn admit(&mut self, admit: Admit, now: Instant) {
+        info!(admit = admit.as_str(), "agent admits");
+        self.registry.set_admit(admit);
+        self.agent.handle(Input::Held(self.registry.held()), now);
+    }
+
+    fn publish(&mut self) {
+        let state = self.agent.desired().map_or(State::Active, |desired| desired.state);
+        let linked = self.agent.is_linked();
+        self.status.send_if_modified(|status| {
+            let changed = status.state != state || status.linked != linked;
+            (status.state, status.linked) = (state, linked);
+            changed
+        });
+    }
+}
+
+/// How late timers fire: the lag of the runtime this server works on.
+#[derive(Debug, Default)]
+pub(crate) struct Lag {
+    sum_ms: f64,
+    times: u32,
+    last_ms: f64,
+}
+
+impl Lag {
+    /// The timer wheel's own step; what is below says nothing.
+    const STEP_MS: f64 = 1.0;
+
+    fn woken(&mut self, planned: Instant, now: Instant) {
+        self.sum_ms += (now.since(planned).as_secs_f64() * 1_000.0 - Self::STEP_MS).max(0.0);
+        self.times += 1;
+    }
+
+    /// Mean since the last call, in milliseconds; the last one again when no timer fired.
+    fn take(&mut self) -> f64 {
+        if self.times > 0 {
+            self.last_ms = self.sum_ms / f64::from(self.times);
+            (self.sum_ms, self.times) = (0.0, 0);
+        }
+        self.last_ms
+    }
+}
