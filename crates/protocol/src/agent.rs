@@ -395,9 +395,13 @@ impl Agent {
             self.outputs.push_back(Output::End(link, CloseReason::Stale));
             return;
         }
-        // The other node knows us by the old number.
-        for open in self.ids(|phase| phase != Phase::Down) {
-            self.greet(open, now);
+        self.greet(link, now);
+        // Another node knows us by the old number, and a hello opens a link: it is dialled again.
+        for other in self.ids(|phase| phase != Phase::Down) {
+            if other != link {
+                self.with(other, |other| *other = Link::default());
+                self.outputs.push_back(Output::End(other, CloseReason::Stale));
+            }
         }
     }
 
