@@ -92,7 +92,7 @@ impl Keeper {
     pub(super) async fn run(mut self) {
         let mut failures = 0;
         let mut found = self.adopt().await;
-        loop {
+        while !self.context.shutdown.is(Phase::Stop) {
             if found.is_none() && *self.want.borrow_and_update() == Want::Stop {
                 return self.forget().await;
             }

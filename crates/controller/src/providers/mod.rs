@@ -82,3 +82,6 @@ impl Handle {
         let _ = self.stopped.wait_for(|stopped| *stopped).await;
     }
 }
+
+#[cfg(test)]
+mod tests;

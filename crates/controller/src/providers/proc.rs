@@ -99,7 +99,7 @@ pub(super) fn marked(mark: &str) -> Vec<u32> {
     found
 }
 
-fn leads_group(pid: u32) -> bool {
+pub(super) fn leads_group(pid: u32) -> bool {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
     pid.is_some_and(|pid| getpgid(Some(pid)).is_ok_and(|group| group == pid))
 }

@@ -88,7 +88,8 @@ impl Provider {
         mut finished: mpsc::Receiver<ServerId>,
     ) {
         let shutdown = self.context.shutdown.clone();
-        loop {
+        // Looked at before anything is started: keepers that leave with the process are no reason to start others.
+        while !shutdown.is(Phase::Stop) {
             let all_stop = {
                 let wants = wanted.borrow_and_update().clone();
                 self.reconcile(&wants);
@@ -100,7 +101,7 @@ impl Provider {
             tokio::select! {
                 changed = wanted.changed() => if changed.is_err() { return },
                 Some(server) = finished.recv() => { self.keepers.remove(&server); }
-                () = shutdown.reached(Phase::Stop) => return,
+                () = shutdown.reached(Phase::Stop) => {}
             }
         }
     }
