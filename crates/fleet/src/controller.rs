@@ -4,18 +4,32 @@
 //! The shell performs outputs strictly in order. [`Output::Persist`] comes before everything that depends on it;
 //! if storing fails the shell answers the order with the error, drops the machine and restores a new one from the
 //! store (crash-only), so nothing that is not durable ever takes effect.
+//!
+//! In this file: what goes in and out. The machine itself is [`Controller`] (`machine`): inputs become facts about a
+//! server (`observe`, `member`), orders become intents (`orders`), a round of moves plans and carries out (`round`),
+//! a round of scale starts, rescues and drains (`scaling`), and `tell` publishes and explains. Decisions are the
+//! pure functions of `allot`, `moves`, `drain`, `scale`; the plan is checked by `lint`.
+
+mod machine;
+mod member;
+mod observe;
+mod orders;
+mod round;
+mod scaling;
+mod tell;
 
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use evenkeel_model::{
-    Connections, Desired, Duration, Epoch, Fence, Generation, Incarnation, Instant, Ratio, Report, Rng, ServerId,
-    Share, State,
+    Connections, Desired, Duration, Fence, Generation, Incarnation, Instant, Ratio, Report, ServerId, Share,
+    State,
 };
 
+pub use machine::Controller;
+
 use crate::allot::Cause;
-use crate::config::FleetConfig;
 use crate::score::Score;
 use crate::snapshot::{Checked, Executor, GatewayView, Health, Snapshot};
 
@@ -90,7 +104,9 @@ pub enum OrderError {
         server: ServerId,
     },
     /// The rest of the fleet has no room.
-    #[error("could not drain {server}: the other servers have no room for {unplaced} of its connections; add a server or use --force")]
+    #[error(
+        "could not drain {server}: the other servers have no room for {unplaced} of its connections; add a server or use --force"
+    )]
     NoRoom {
         /// The server to drain.
         server: ServerId,
@@ -396,67 +412,4 @@ pub struct Said {
     pub reason: &'static str,
     /// One sentence.
     pub text: String,
-}
-
-/// Runs the control loop of one fleet. See the module's documentation.
-#[derive(Debug)]
-pub struct Controller {}
-
-impl Controller {
-    /// A controller for a fleet, with what was stored of it. `epoch` is one above every epoch used before.
-    #[must_use]
-    pub fn new(_config: FleetConfig, _epoch: Epoch, _record: &FleetRecord, _rng: Rng, _now: Instant) -> Self {
-        todo!()
-    }
-
-    /// Takes one input. What is due is done first.
-    pub fn handle(&mut self, _input: Input, _now: Instant) {
-        todo!()
-    }
-
-    /// When [`Controller::handle_timeout`] is due.
-    #[must_use]
-    pub fn poll_timeout(&self) -> Option<Instant> {
-        todo!()
-    }
-
-    /// Does what is due: health, a round of moves, a round of scale.
-    pub fn handle_timeout(&mut self, _now: Instant) {
-        todo!()
-    }
-
-    /// The next output, in order.
-    pub fn poll_output(&mut self) -> Option<Output> {
-        todo!()
-    }
-
-    /// The present view of the fleet.
-    #[must_use]
-    pub fn snapshot(&self, _now: Instant) -> Arc<Snapshot> {
-        todo!()
-    }
-
-    /// All servers, sorted by id.
-    #[must_use]
-    pub fn servers(&self, _now: Instant) -> Vec<ServerStatus> {
-        todo!()
-    }
-
-    /// What is desired of one server, to be sent again to an agent that redials or reports.
-    #[must_use]
-    pub fn desired(&self, _server: &ServerId) -> Option<Desired> {
-        todo!()
-    }
-
-    /// Highest life known of a server.
-    #[must_use]
-    pub fn incarnation(&self, _server: &ServerId) -> Option<Incarnation> {
-        todo!()
-    }
-
-    /// Why the last round did what it did.
-    #[must_use]
-    pub fn explanation(&self) -> &Explanation {
-        todo!()
-    }
 }

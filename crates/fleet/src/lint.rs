@@ -1,1 +1,119 @@
-//! To be written.
+//! Checks a finished plan against what must never happen, before it is carried out.
+//!
+//! In: the same servers, allotments and standings the plan was made from, and the plan. Out: the first
+//! [`Violation`], if any. A plan with one is not carried out: nothing moves in that round and everyone is told why.
+//! Elsewhere: making plans (`moves`, `scale`).
+
+use evenkeel_model::{Connections, PerSecond, Share};
+
+use crate::allot::{Allotments, Server};
+use crate::moves::{Facts, Moves, Relief, Standing, Verdict, excess};
+use crate::snapshot::Health;
+
+/// What a plan must never do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Violation {
+    /// More moves a second than the fleet's pace.
+    #[error("the plan moves faster than the pace")]
+    Pace,
+    /// More connections leave than the receivers can take.
+    #[error("the plan moves more than the receivers have room for")]
+    Room,
+    /// A server that stays is emptied below its target.
+    #[error("the plan takes a server below its target")]
+    BelowTarget,
+    /// A server that cannot be trusted was told to move.
+    #[error("the plan moves connections of a suspect server")]
+    Untrusted,
+    /// A server above its target was forgotten, or decided on twice.
+    #[error("the plan does not decide exactly once on each server above its target")]
+    Undecided,
+}
+
+impl Violation {
+    /// Short code for logs, metrics and the API.
+    #[must_use]
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::Pace => "pace",
+            Self::Room => "room",
+            Self::BelowTarget => "below_target",
+            Self::Untrusted => "untrusted",
+            Self::Undecided => "undecided",
+        }
+    }
+}
+
+/// Checks a plan of moves.
+///
+/// # Errors
+/// The first [`Violation`].
+pub fn lint(
+    servers: &[Server],
+    all: &Allotments,
+    standing: &[Standing],
+    facts: Facts<'_>,
+    plan: &Moves,
+) -> Result<(), Violation> {
+    let orders = || plan.each.iter().enumerate().filter_map(|(i, relief)| relief.map(|relief| (i, relief)));
+    let rate: f64 = orders().map(|(_, relief)| relief.moves_per_s.get()).sum();
+    let pace = PerSecond::new(facts.config.pace.get() - facts.reserved.get());
+    if rate > pace.get() * (1.0 + 1e-9) + 1e-9 {
+        return Err(Violation::Pace);
+    }
+    for (i, relief) in orders() {
+        check_server(&servers[i], all.each[i].target, standing[i], relief)?;
+    }
+    if !decides_once(servers, all, plan) {
+        return Err(Violation::Undecided);
+    }
+    fits(servers, all, standing, facts, plan)
+}
+
+fn check_server(server: &Server, target: Share, standing: Standing, relief: Relief) -> Result<(), Violation> {
+    if standing.phase.is_none() {
+        if standing.health != Health::Ok || standing.probation {
+            return Err(Violation::Untrusted);
+        }
+        if relief.target < target.ceil().min(server.live) {
+            return Err(Violation::BelowTarget);
+        }
+    }
+    Ok(())
+}
+
+fn decides_once(servers: &[Server], all: &Allotments, plan: &Moves) -> bool {
+    let mut decided = plan.verdicts.iter().map(|(i, _)| *i);
+    let above = (0..servers.len()).filter(|&i| !excess(&servers[i], &all.each[i]).is_zero());
+    let same = above.eq(decided.by_ref()) && decided.next().is_none();
+    let relieved = plan.verdicts.iter().filter(|(_, verdict)| matches!(verdict, Verdict::Relieved(..)));
+    same && relieved.count() == plan.each.iter().flatten().count()
+}
+
+/// Whether what leaves fits: relief of those that stay below the receivers' targets, all of it below their ceilings.
+fn fits(
+    servers: &[Server],
+    all: &Allotments,
+    standing: &[Standing],
+    facts: Facts<'_>,
+    plan: &Moves,
+) -> Result<(), Violation> {
+    let held = |i: usize| servers[i].live + servers[i].pending;
+    let open = || (0..servers.len()).filter(|&i| all.each[i].open);
+    let room: u64 = open().map(|i| u64::from(all.each[i].at_most.saturating_sub(held(i)).get())).sum();
+    let lack: u64 =
+        open().map(|i| (all.each[i].target.0 >> Share::BITS).saturating_sub(u64::from(held(i).get()))).sum();
+    let gives = |draining: bool| -> u64 {
+        let gives = |(i, verdict): &(usize, Verdict)| match verdict {
+            Verdict::Relieved(gives, _) if standing[*i].phase.is_some() == draining => u64::from(gives.get()),
+            _ => 0,
+        };
+        plan.verdicts.iter().map(gives).sum()
+    };
+    let enforced = facts.config.deadline_policy == crate::config::DeadlinePolicy::Enforce;
+    if gives(false) > lack || (gives(true) + gives(false) > room && !enforced) {
+        return Err(Violation::Room);
+    }
+    debug_assert!(room == 0 || open().all(|i| all.each[i].at_most > Connections::ZERO));
+    Ok(())
+}

@@ -109,6 +109,8 @@ pub enum Why {
     ArrivalsFirst,
     /// Others used up the pace.
     Pace,
+    /// The controller keeps still: just restarted, or the plan did not pass its check.
+    Held,
 }
 
 impl Why {
@@ -126,6 +128,7 @@ impl Why {
             Self::NoReceiver => "no_receiver",
             Self::ArrivalsFirst => "arrivals_first",
             Self::Pace => "pace",
+            Self::Held => "held",
         }
     }
 
