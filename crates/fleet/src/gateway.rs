@@ -368,6 +368,16 @@ impl Gateway {
         self.by_id.get(server).map(|index| ServerKey(*index))
     }
 
+    /// Counts connections that this gateway holds without having placed them: those of its former process, whose
+    /// sockets it took over. They are no arrivals, so neither credit nor probation is touched.
+    pub fn adopt(&mut self, key: ServerKey, connections: Connections) {
+        let Some(slot) = self.slots.get_mut(key.0 as usize) else { return };
+        let seat = &mut self.seats[key.0 as usize];
+        slot.own = slot.own.saturating_add(connections.get());
+        seat.live = seat.live.saturating_add(connections.get());
+        slot.peak = slot.peak.max(slot.own + seat.pending);
+    }
+
     /// How to place, as the last snapshot says.
     #[must_use]
     pub fn place_config(&self) -> Option<&PlaceConfig> {

@@ -382,6 +382,15 @@ fn a_server_that_is_gone_keeps_its_slot_until_its_last_connection_ends() {
 }
 
 #[test]
+fn connections_taken_over_from_a_former_process_are_own_ones() {
+    let mut front = Front::new(vec![server("a", 100), server("b", 100)]);
+    front.gateway.adopt(front.key("a"), Connections(50));
+    (0..20).for_each(|_| assert_eq!(front.connect(), "b"));
+    front.install(vec![reported(server("a", 100), 50, 1, at(0)), server("b", 100)]);
+    assert_eq!(front.counts(), [(50, 0), (20, 0)]);
+}
+
+#[test]
 fn credit_bounds_what_one_server_takes_and_says_when_there_is_more() {
     let mut front = Front::new(vec![server("a", 1_000)]);
     (0..20).for_each(|_| drop(front.connect()));

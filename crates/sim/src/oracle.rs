@@ -1,0 +1,92 @@
+//! Watches what must never happen, after every step.
+//!
+//! In: what gateways placed, what servers closed and obeyed, what the provider stopped. Out: [`Violation`]s.
+//! The last oracle, that everything converges once faults stop, is asked at the end of a run (`chaos`).
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use evenkeel_fleet::snapshot::{Health, Snapshot};
+use evenkeel_model::{Fence, Instant, ServerId, State};
+
+use crate::outcome::Violation;
+
+/// Moves are counted over windows of this.
+const WINDOW: Duration = Duration::from_secs(10);
+/// More violations of one run say nothing new.
+const KEPT: usize = 20;
+
+/// The oracles of one run.
+#[derive(Debug)]
+pub(crate) struct Oracle {
+    pub(crate) violations: Vec<Violation>,
+    start: Instant,
+    pace: f64,
+    /// Servers and messages on their way make the fleet's pace blur by this much.
+    slack: f64,
+    closed: VecDeque<(Instant, u32)>,
+    in_window: u32,
+}
+
+impl Oracle {
+    /// `delay_max` is the longest way of an order; `servers` bounds the bursts of single executors.
+    pub(crate) fn new(start: Instant, pace: f64, servers: u32, delay_max: Duration) -> Self {
+        let late = delay_max.as_secs_f64() + 0.25;
+        let slack = pace * 2.0 * late + f64::from(servers) + 2.0;
+        Self { violations: Vec::new(), start, pace, slack, closed: VecDeque::new(), in_window: 0 }
+    }
+
+    pub(crate) fn note(&mut self, oracle: &'static str, text: String, now: Instant) {
+        if self.violations.len() < KEPT {
+            let at_s = now.since(self.start).as_secs_f64();
+            self.violations.push(Violation { at_s, oracle, text });
+        }
+    }
+
+    /// A gateway placed a connection. `known` is what the controller told it last.
+    pub(crate) fn placed(&mut self, server: &ServerId, known: Option<&Snapshot>, now: Instant) {
+        let view = known.and_then(|snapshot| {
+            let at = snapshot.servers.binary_search_by(|view| view.id.cmp(server)).ok()?;
+            snapshot.servers.get(at)
+        });
+        match view {
+            Some(view) if view.state != State::Active || view.health == Health::Dead => {
+                let (state, health) = (view.state, view.health.as_str());
+                self.note("placed", format!("placed on {server}, known to be {state} and {health}"), now);
+            }
+            None => self.note("placed", format!("placed on {server}, which is not in the snapshot"), now),
+            Some(_) => {}
+        }
+    }
+
+    /// A server closed so many connections on order.
+    pub(crate) fn closed(&mut self, count: u32, now: Instant) {
+        self.closed.push_back((now, count));
+        self.in_window += count;
+        while let Some((_, count)) = self.closed.front().filter(|(at, _)| now.since(*at) > WINDOW) {
+            self.in_window -= count;
+            self.closed.pop_front();
+        }
+        let budget = self.pace * WINDOW.as_secs_f64() + self.slack;
+        if f64::from(self.in_window) > budget {
+            let text = format!("{} moves within {WINDOW:?} at a pace of {}/s", self.in_window, self.pace);
+            self.note("budget", text, now);
+            self.closed.clear();
+            self.in_window = 0;
+        }
+    }
+
+    /// The provider ended a server's process.
+    pub(crate) fn stopped(&mut self, server: &ServerId, held: u32, now: Instant) {
+        if held > 0 {
+            self.note("stopped", format!("{server} was stopped while it held {held} connections"), now);
+        }
+    }
+
+    /// A server obeyed an order.
+    pub(crate) fn obeyed(&mut self, server: &ServerId, before: Option<Fence>, order: Fence, now: Instant) {
+        if let Some(before) = before.filter(|before| order < *before) {
+            self.note("fence", format!("{server} obeyed order {order} after {before}"), now);
+        }
+    }
+}
