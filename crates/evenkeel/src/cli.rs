@@ -71,6 +71,8 @@ pub(crate) enum Command {
     Events(EventsArgs),
     /// Say why the last round did what it did, also when it did nothing
     Explain(AskArgs),
+    /// Run a WebSocket server that sends every message back, on every path
+    Echo(crate::echo::Args),
     /// Print a completion script for a shell
     #[command(after_help = "Example:\n  evenkeel completions bash > /etc/bash_completion.d/evenkeel")]
     Completions {
@@ -351,14 +353,17 @@ scalars! {
     gateway_listen "gateway" "listen" "gateway-listen" "EVENKEEL_GATEWAY_LISTEN" "ADDR,…" "Public listeners [default: 127.0.0.1:8080]";
     gateway_engine "gateway" "engine" "gateway-engine" "EVENKEEL_GATEWAY_ENGINE" "NAME" "Tunnel engine: auto, portable";
     gateway_threads "gateway" "threads" "gateway-threads" "EVENKEEL_GATEWAY_THREADS" "N" "Threads of the gateway: 1";
-    gateway_connections_max "gateway" "connections_max" "gateway-connections-max" "EVENKEEL_GATEWAY_CONNECTIONS_MAX" "N" "Most client connections at a time [default: 100000]";
+    gateway_connections_max "gateway" "connections_max" "gateway-connections-max" "EVENKEEL_GATEWAY_CONNECTIONS_MAX" "N" "Most client connections at a time [default: by the open-file limit]";
     gateway_client_head_timeout "gateway" "client_head_timeout" "gateway-client-head-timeout" "EVENKEEL_GATEWAY_CLIENT_HEAD_TIMEOUT" "TIME" "From accept to a whole request [default: 10s]";
     gateway_connect_timeout "gateway" "connect_timeout" "gateway-connect-timeout" "EVENKEEL_GATEWAY_CONNECT_TIMEOUT" "TIME" "To connect to a server [default: 1s]";
     gateway_server_head_timeout "gateway" "server_head_timeout" "gateway-server-head-timeout" "EVENKEEL_GATEWAY_SERVER_HEAD_TIMEOUT" "TIME" "Until a server answers a handshake [default: 1s]";
     gateway_retries "gateway" "retries" "gateway-retries" "EVENKEEL_GATEWAY_RETRIES" "N" "Other servers tried before 101 [default: 2]";
     gateway_close_timeout "gateway" "close_timeout" "gateway-close-timeout" "EVENKEEL_GATEWAY_CLOSE_TIMEOUT" "TIME" "From Close to the end of TCP [default: 5s]";
-    gateway_write_timeout "gateway" "write_timeout" "gateway-write-timeout" "EVENKEEL_GATEWAY_WRITE_TIMEOUT" "TIME" "A peer that takes no bytes for so long is gone [default: 30s]";
-    gateway_drain_timeout "gateway" "drain_timeout" "gateway-drain-timeout" "EVENKEEL_GATEWAY_DRAIN_TIMEOUT" "TIME" "For tunnels to close at shutdown [default: 10s]";
+    gateway_write_timeout "gateway" "write_timeout" "gateway-write-timeout" "EVENKEEL_GATEWAY_WRITE_TIMEOUT" "TIME" "A peer that takes no bytes for so long is gone [default: 10s]";
+    gateway_half_open_timeout "gateway" "half_open_timeout" "gateway-half-open-timeout" "EVENKEEL_GATEWAY_HALF_OPEN_TIMEOUT" "TIME" "For the other end once one has sent its last byte [default: 30s]";
+    gateway_idle_timeout "gateway" "idle_timeout" "gateway-idle-timeout" "EVENKEEL_GATEWAY_IDLE_TIMEOUT" "TIME" "Silence that ends a tunnel [default: none]";
+    gateway_stop_within "gateway" "stop_within" "gateway-stop-within" "EVENKEEL_GATEWAY_STOP_WITHIN" "TIME" "Spread of the closes at shutdown [default: 2s]";
+    gateway_handshakes_per_prefix_max "gateway" "handshakes_per_prefix_max" "gateway-handshakes-per-prefix-max" "EVENKEEL_GATEWAY_HANDSHAKES_PER_PREFIX_MAX" "N" "Most handshakes under way of one client network [default: 1000]";
     log_level "log" "level" "log-level" "EVENKEEL_LOG_LEVEL" "LEVEL" "error, warn, info, debug, trace or a filter [default: info]";
     log_format "log" "format" "log-format" "EVENKEEL_LOG_FORMAT" "FORMAT" "text or json [default: text]";
 }

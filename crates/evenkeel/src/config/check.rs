@@ -13,6 +13,7 @@ use evenkeel_fleet::config::{
     Band, CapacityConfig, Combine, CustomTerm, DeadlinePolicy, MoveConfig, PickRule, PlaceConfig,
     ScaleConfig, ScoreConfig,
 };
+use evenkeel_gateway::config::{CheckConfig, CheckKind};
 use evenkeel_model::{Connections, FleetId, GatewayId, PerSecond, Ratio, Select, ServerId};
 use evenkeel_runtime::log::{self, Format};
 use toml::Value;
@@ -22,9 +23,7 @@ use super::raw::{
     Named, RawAdmin, RawBand, RawCapacity, RawCheck, RawFile, RawFleet, RawGateway, RawHealth, RawLog,
     RawMove, RawPlace, RawProvider, RawRoute, RawScale, RawScore, RawServer, RawStore,
 };
-use super::settings::{
-    Admin, Check, CheckKind, Fleet, Gateway, Log, Process, Route, Scheme, Server, Settings, Store,
-};
+use super::settings::{Admin, Fleet, Gateway, Log, Process, Route, Scheme, Server, Settings, Store};
 
 const DAY: Duration = Duration::from_secs(86_400);
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -40,12 +39,8 @@ pub(super) const PICKS: [(&str, PickRule); 6] = [
     ("random", PickRule::Random),
 ];
 /// Kinds of check by name.
-pub(super) const CHECKS: [(&str, CheckKind); 4] = [
-    ("websocket", CheckKind::Websocket),
-    ("http", CheckKind::Http),
-    ("tcp", CheckKind::Tcp),
-    ("none", CheckKind::None),
-];
+pub(super) const CHECKS: [(&str, CheckKind); 3] =
+    [("websocket", CheckKind::WebSocket), ("http", CheckKind::Http), ("tcp", CheckKind::Tcp)];
 /// Deadline policies by name.
 pub(super) const DEADLINES: [(&str, DeadlinePolicy); 2] =
     [("extend", DeadlinePolicy::Extend), ("enforce", DeadlinePolicy::Enforce)];
@@ -124,34 +119,7 @@ fn gateway(raw: &RawGateway, into: &mut Gateway, problems: &mut Problems) {
         into.listen = listen;
     }
     engine(&mut r, raw);
-    r.whole(
-        "connections_max",
-        raw.connections_max.as_ref(),
-        &mut into.connections_max,
-        1..=10_000_000,
-        100_000,
-    );
-    let wait = MILLI..=HOUR;
-    r.duration(
-        "client_head_timeout",
-        raw.client_head_timeout.as_ref(),
-        &mut into.client_head_timeout,
-        wait.clone(),
-        "10s",
-    );
-    r.duration(
-        "connect_timeout",
-        raw.connect_timeout.as_ref(),
-        &mut into.connect_timeout,
-        wait.clone(),
-        "1s",
-    );
-    let head = &mut into.server_head_timeout;
-    r.duration("server_head_timeout", raw.server_head_timeout.as_ref(), head, wait.clone(), "1s");
-    r.whole("retries", raw.retries.as_ref(), &mut into.retries, 0..=10, 2);
-    r.duration("close_timeout", raw.close_timeout.as_ref(), &mut into.close_timeout, wait.clone(), "5s");
-    r.duration("write_timeout", raw.write_timeout.as_ref(), &mut into.write_timeout, wait.clone(), "30s");
-    r.duration("drain_timeout", raw.drain_timeout.as_ref(), &mut into.drain_timeout, wait, "10s");
+    limits(&mut r, raw, into);
     for (key, value) in [
         ("ping_interval", &raw.ping_interval),
         ("tls", &raw.tls),
@@ -160,6 +128,48 @@ fn gateway(raw: &RawGateway, into: &mut Gateway, problems: &mut Problems) {
         ("proxy_protocol", &raw.proxy_protocol),
     ] {
         r.not_yet(key, value.as_ref(), "");
+    }
+}
+
+fn limits(r: &mut Reader<'_>, raw: &RawGateway, into: &mut Gateway) {
+    if raw.connections_max.is_some() {
+        let mut most = 0;
+        r.whole("connections_max", raw.connections_max.as_ref(), &mut most, 1..=10_000_000, 100_000);
+        into.connections_max = Some(most);
+    }
+    let it = &mut into.limits;
+    let prefix = &mut it.handshakes_per_prefix_max;
+    r.whole(
+        "handshakes_per_prefix_max",
+        raw.handshakes_per_prefix_max.as_ref(),
+        prefix,
+        1..=10_000_000,
+        1_000,
+    );
+    let mut retries = u32::try_from(it.retries).unwrap_or(u32::MAX);
+    r.whole("retries", raw.retries.as_ref(), &mut retries, 0..=10, 2);
+    it.retries = retries as usize;
+    for (key, raw, into, example) in [
+        ("client_head_timeout", &raw.client_head_timeout, &mut it.heads.client_head, "10s"),
+        ("server_head_timeout", &raw.server_head_timeout, &mut it.heads.server_head, "1s"),
+        ("connect_timeout", &raw.connect_timeout, &mut it.connect, "1s"),
+        ("close_timeout", &raw.close_timeout, &mut it.tunnel.close_wait, "5s"),
+        ("write_timeout", &raw.write_timeout, &mut it.tunnel.write_deadline, "10s"),
+        ("half_open_timeout", &raw.half_open_timeout, &mut it.tunnel.half_open, "30s"),
+        ("stop_within", &raw.stop_within, &mut it.stop_within, "2s"),
+    ] {
+        r.duration(key, raw.as_ref(), into, MILLI..=HOUR, example);
+    }
+    if raw.idle_timeout.is_some() {
+        let mut idle = DAY;
+        r.duration(
+            "idle_timeout",
+            raw.idle_timeout.as_ref(),
+            &mut idle,
+            Duration::from_secs(1)..=7 * DAY,
+            "1h",
+        );
+        it.tunnel.idle = Some(idle);
     }
 }
 
@@ -410,7 +420,7 @@ fn place(raw: &RawPlace, mut r: Reader<'_>, into: &mut PlaceConfig) {
     into.admission_queue = queue as usize;
 }
 
-fn check(raw: &RawCheck, mut r: Reader<'_>, into: &mut Check) {
+fn check(raw: &RawCheck, mut r: Reader<'_>, into: &mut CheckConfig) {
     r.word("kind", raw.kind.as_ref(), &mut into.kind, &CHECKS);
     let path = |text: &str| valid_path(text).then(|| text.to_owned());
     if let Some(path) = r.text("path", raw.path.as_ref(), path, PATH_ALLOWED, "/health") {

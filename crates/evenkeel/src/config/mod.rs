@@ -141,7 +141,10 @@ fn lay_over(raw: &mut RawFile, one: &Override) {
         ("gateway", "retries") => &mut gateway.retries,
         ("gateway", "close_timeout") => &mut gateway.close_timeout,
         ("gateway", "write_timeout") => &mut gateway.write_timeout,
-        ("gateway", "drain_timeout") => &mut gateway.drain_timeout,
+        ("gateway", "half_open_timeout") => &mut gateway.half_open_timeout,
+        ("gateway", "idle_timeout") => &mut gateway.idle_timeout,
+        ("gateway", "stop_within") => &mut gateway.stop_within,
+        ("gateway", "handshakes_per_prefix_max") => &mut gateway.handshakes_per_prefix_max,
         ("log", "level") => &mut log.level,
         ("log", "format") => &mut log.format,
         _ => return,
@@ -156,7 +159,7 @@ fn scalar(one: &Override) -> Value {
             one.value.split(',').map(|item| Value::String(item.trim().to_owned())).collect(),
         );
     }
-    let whole = matches!(one.key.1, "threads" | "connections_max" | "retries");
+    let whole = matches!(one.key.1, "threads" | "connections_max" | "retries" | "handshakes_per_prefix_max");
     match one.value.parse::<i64>() {
         Ok(number) if whole => Value::Integer(number),
         _ => Value::String(one.value.clone()),

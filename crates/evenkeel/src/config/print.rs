@@ -6,6 +6,7 @@ use std::path::Path;
 use evenkeel_fleet::config::{
     Band, CapacityConfig, Combine, HealthConfig, MoveConfig, PlaceConfig, ScaleConfig, ScoreConfig,
 };
+use evenkeel_gateway::config::CheckConfig;
 use toml::Value;
 
 use super::check::{CHECKS, DEADLINES, FORMATS, PICKS};
@@ -13,7 +14,7 @@ use super::raw::{
     Named, RawAdmin, RawBand, RawCapacity, RawCheck, RawFile, RawFleet, RawGateway, RawHealth, RawLog,
     RawMove, RawPlace, RawProvider, RawRoute, RawScale, RawScore, RawServer, RawStore, RawTerm,
 };
-use super::settings::{Check, Fleet, Gateway, Process, Route, Scheme, Server, Settings};
+use super::settings::{Fleet, Gateway, Process, Route, Scheme, Server, Settings};
 use super::unit::show_duration;
 
 /// The whole file.
@@ -42,19 +43,23 @@ fn raw(settings: &Settings) -> RawFile {
 }
 
 fn gateway(it: &Gateway) -> RawGateway {
+    let limits = &it.limits;
     RawGateway {
         id: text(&it.id),
         listen: texts(&it.listen),
         engine: text("auto"),
         threads: whole(1),
-        connections_max: whole(it.connections_max),
-        client_head_timeout: time(it.client_head_timeout),
-        connect_timeout: time(it.connect_timeout),
-        server_head_timeout: time(it.server_head_timeout),
-        retries: whole(it.retries),
-        close_timeout: time(it.close_timeout),
-        write_timeout: time(it.write_timeout),
-        drain_timeout: time(it.drain_timeout),
+        connections_max: it.connections_max.and_then(whole),
+        handshakes_per_prefix_max: whole(limits.handshakes_per_prefix_max),
+        client_head_timeout: time(limits.heads.client_head),
+        server_head_timeout: time(limits.heads.server_head),
+        connect_timeout: time(limits.connect),
+        retries: whole(u32::try_from(limits.retries).unwrap_or(u32::MAX)),
+        close_timeout: time(limits.tunnel.close_wait),
+        write_timeout: time(limits.tunnel.write_deadline),
+        half_open_timeout: time(limits.tunnel.half_open),
+        idle_timeout: limits.tunnel.idle.and_then(time),
+        stop_within: time(limits.stop_within),
         ..RawGateway::default()
     }
 }
@@ -150,7 +155,7 @@ fn place(it: &PlaceConfig) -> RawPlace {
     }
 }
 
-fn check(it: &Check) -> RawCheck {
+fn check(it: &CheckConfig) -> RawCheck {
     RawCheck {
         kind: word(it.kind, &CHECKS),
         path: text(&it.path),

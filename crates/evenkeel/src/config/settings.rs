@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use evenkeel_fleet::config::FleetConfig;
+use evenkeel_gateway::config::{CheckConfig, Limits};
 use evenkeel_model::{Connections, FleetId, GatewayId, ServerId};
 use evenkeel_runtime::log::Format;
 
@@ -47,22 +48,10 @@ pub(crate) struct Gateway {
     pub(crate) id: GatewayId,
     /// Where it listens. Default 127.0.0.1:8080.
     pub(crate) listen: Vec<SocketAddr>,
-    /// Most connections of clients at a time, handshakes included. Default 100,000.
-    pub(crate) connections_max: u32,
-    /// From accept to a whole request head. Default 10 s.
-    pub(crate) client_head_timeout: Duration,
-    /// To connect to a server. Default 1 s.
-    pub(crate) connect_timeout: Duration,
-    /// From the request sent to a server to its answer's head. Default 1 s.
-    pub(crate) server_head_timeout: Duration,
-    /// Other servers tried before 101. Default 2.
-    pub(crate) retries: u32,
-    /// From an injected Close to the end of the TCP connection. Default 5 s.
-    pub(crate) close_timeout: Duration,
-    /// A peer that takes no bytes for so long is gone. Default 30 s.
-    pub(crate) write_timeout: Duration,
-    /// At shutdown: how long tunnels may take to close, paced. Default 10 s.
-    pub(crate) drain_timeout: Duration,
+    /// Most client connections at once, handshakes included. Default: what the open-file limit allows.
+    pub(crate) connections_max: Option<u32>,
+    /// All other bounds. `connections_max` in here is a placeholder until the role starts.
+    pub(crate) limits: Limits,
 }
 
 /// Logs on stderr.
@@ -93,7 +82,7 @@ pub(crate) struct Fleet {
     /// Servers known by name.
     pub(crate) servers: Vec<Server>,
     /// Active checks of servers without agent.
-    pub(crate) check: Check,
+    pub(crate) check: CheckConfig,
     /// How often agents report. Default 1 s.
     pub(crate) report_interval: Duration,
     /// What starts and stops servers; `None`: static.
@@ -125,36 +114,6 @@ pub(crate) struct Server {
     pub(crate) zone: Option<String>,
     /// Labels.
     pub(crate) labels: BTreeMap<String, String>,
-}
-
-/// Active checks.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Check {
-    /// What is tried. Default `websocket`.
-    pub(crate) kind: CheckKind,
-    /// Path asked for. Default `/`.
-    pub(crate) path: String,
-    /// Time between two checks of a server. Default 1 s.
-    pub(crate) interval: Duration,
-    /// Longest time one may take. Default 1 s.
-    pub(crate) timeout: Duration,
-    /// Failures in a row that make a server unhealthy. Default 2.
-    pub(crate) fall: u32,
-    /// Successes in a row that make it healthy again. Default 1.
-    pub(crate) rise: u32,
-}
-
-/// What a check tries.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum CheckKind {
-    /// Handshake, 101, Close 1000.
-    Websocket,
-    /// GET, 2xx or 3xx.
-    Http,
-    /// Connect.
-    Tcp,
-    /// Nothing: healthy until a handshake fails.
-    None,
 }
 
 /// The process provider.
@@ -205,14 +164,9 @@ impl Default for Gateway {
         Self {
             id: GatewayId::new("gateway").expect("the word is an id"),
             listen: vec![SocketAddr::from(([127, 0, 0, 1], 8080))],
-            connections_max: 100_000,
-            client_head_timeout: Duration::from_secs(10),
-            connect_timeout: Duration::from_secs(1),
-            server_head_timeout: Duration::from_secs(1),
-            retries: 2,
-            close_timeout: Duration::from_secs(5),
-            write_timeout: Duration::from_secs(30),
-            drain_timeout: Duration::from_secs(10),
+            connections_max: None,
+            // The file must mean the same on every machine; the open-file limit is asked when the role starts.
+            limits: Limits::for_open_files(0),
         }
     }
 }
@@ -225,22 +179,9 @@ impl Fleet {
             speed,
             scheme: Scheme::Auto,
             servers: Vec::new(),
-            check: Check::default(),
+            check: CheckConfig::default(),
             report_interval: Duration::from_secs(1),
             provider: None,
-        }
-    }
-}
-
-impl Default for Check {
-    fn default() -> Self {
-        Self {
-            kind: CheckKind::Websocket,
-            path: String::from("/"),
-            interval: Duration::from_secs(1),
-            timeout: Duration::from_secs(1),
-            fall: 2,
-            rise: 1,
         }
     }
 }

@@ -1,0 +1,87 @@
+//! `serve`: the roles until a signal ends them.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use evenkeel_runtime::{Clock, Phase, Shutdown, Tasks, log};
+
+use crate::cli::{Role, ServeArgs, exit};
+use crate::compose::Product;
+use crate::config::Settings;
+use crate::source;
+
+/// Runs until SIGTERM or SIGINT.
+pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<u8> {
+    let settings = source::settings(&args.source, &args.scalars)?;
+    if !args.roles.contains(&Role::Controller) {
+        anyhow::bail!(
+            "a gateway without a controller in its process is not available yet; use --roles gateway,controller"
+        );
+    }
+    log::init(settings.log.format, &settings.log.level)?;
+    crate::limits::raise_open_files();
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .worker_threads(2)
+        .build()?
+        .block_on(serve(args, &settings))
+}
+
+async fn serve(args: &ServeArgs, settings: &Settings) -> anyhow::Result<u8> {
+    let (trigger, shutdown) = Shutdown::new();
+    trigger.on_signals(&Tasks::new())?;
+    let product = Product::start(settings, &args.roles, Clock::start()).await?;
+    println!(
+        "{}",
+        greeting(settings, product.admin(), product.gateways(), &args.source.config, &args.source.to)
+    );
+    let lost = tokio::select! {
+        () = shutdown.reached(Phase::Drain) => false,
+        () = product.gateway_lost() => true,
+    };
+    tokio::select! {
+        left = product.leave() => left?,
+        () = shutdown.reached(Phase::Stop) => anyhow::bail!("ended at once by a second signal"),
+    }
+    anyhow::ensure!(!lost, "the gateway ended by itself; see the log");
+    println!("evenkeel has left in order");
+    Ok(exit::OK)
+}
+
+/// What listens where, and what to type next.
+fn greeting(
+    settings: &Settings,
+    admin: SocketAddr,
+    gateways: &[SocketAddr],
+    file: &Path,
+    to: &[String],
+) -> String {
+    let mut lines = vec![String::from("evenkeel is ready")];
+    for addr in gateways {
+        lines.push(format!("  gateway   ws://{addr}"));
+    }
+    lines.push(format!("  admin     http://{admin}  (token in {})", settings.admin.token_file.display()));
+    for (id, fleet) in &settings.fleets {
+        let provided =
+            fleet.provider.as_ref().map(|process| format!("started with `{}`", process.command.join(" ")));
+        let listed = || match fleet.servers.len() {
+            0 => String::from("none listed; they come by agents"),
+            _ => {
+                let urls: Vec<_> = fleet.servers.iter().take(4).map(|server| server.url.as_str()).collect();
+                let more = fleet.servers.len().saturating_sub(4);
+                let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+                format!("{}{more}", urls.join(", "))
+            }
+        };
+        lines.push(format!("  fleet     {id}: servers {}", provided.unwrap_or_else(listed)));
+    }
+    let from = if !to.is_empty() || admin != settings.admin.listen {
+        format!("--admin http://{admin} --token-file {}", settings.admin.token_file.display())
+    } else if file == Path::new(crate::cli::DEFAULT_FILE) {
+        String::new()
+    } else {
+        format!("-c {}", file.display())
+    };
+    lines.push(format!("next: evenkeel status {from}").trim_end().to_owned());
+    lines.join("\n")
+}
