@@ -77,8 +77,14 @@ fn refuse(shell: &Rc<Shell>, client: TcpStream, over: Over) {
 
 /// Accepting failed: wait where trying again at once would only fail again.
 async fn pause(shell: &Shell, error: &io::Error) {
-    let no_files = [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE, rustix::io::Errno::NOBUFS, rustix::io::Errno::NOMEM];
-    let out_of = error.raw_os_error().is_some_and(|code| no_files.iter().any(|errno| errno.raw_os_error() == code));
+    let no_files = [
+        rustix::io::Errno::MFILE,
+        rustix::io::Errno::NFILE,
+        rustix::io::Errno::NOBUFS,
+        rustix::io::Errno::NOMEM,
+    ];
+    let out_of =
+        error.raw_os_error().is_some_and(|code| no_files.iter().any(|errno| errno.raw_os_error() == code));
     if !out_of {
         // The client went away between its SYN and our accept.
         debug!(%error, "client gone before it was accepted");

@@ -108,9 +108,11 @@ impl GatewayConfig {
         if self.routes.is_empty() {
             return self.fleets.keys().next();
         }
-        let name = host.rsplit_once(':').map_or(host, |(name, port)| if port.ends_with(']') { host } else { name });
+        let name =
+            host.rsplit_once(':').map_or(host, |(name, port)| if port.ends_with(']') { host } else { name });
         let matching = self.routes.iter().filter(|route| {
-            route.host.as_deref().is_none_or(|host| host.eq_ignore_ascii_case(name)) && covers(&route.path, path)
+            route.host.as_deref().is_none_or(|host| host.eq_ignore_ascii_case(name))
+                && covers(&route.path, path)
         });
         matching.max_by_key(|route| (route.host.is_some(), route.path.len())).map(|route| &route.fleet)
     }

@@ -43,7 +43,11 @@ impl Target {
 
     /// Host and port for a `Host` field of our own.
     pub(crate) fn authority(&self) -> String {
-        if self.host.contains(':') { format!("[{}]:{}", self.host, self.port) } else { format!("{}:{}", self.host, self.port) }
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
     }
 
     /// Connects within `limit`.
@@ -73,7 +77,8 @@ impl Target {
 pub(crate) fn prepare(socket: &SockRef<'_>) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_user_timeout(Some(PEER_DEAD_AFTER))?;
-    let probes = TcpKeepalive::new().with_time(PROBE_AFTER).with_interval(PEER_DEAD_AFTER / 3).with_retries(3);
+    let probes =
+        TcpKeepalive::new().with_time(PROBE_AFTER).with_interval(PEER_DEAD_AFTER / 3).with_retries(3);
     socket.set_tcp_keepalive(&probes)
 }
 

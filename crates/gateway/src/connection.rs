@@ -108,7 +108,8 @@ impl Connection {
     /// The request is whole and proper: find a server that takes it.
     async fn proxy(&mut self) -> Ended {
         let started = self.shell.clock.now();
-        let fleet = self.handshake.request().and_then(|request| self.shell.route(request.host(), request.path()));
+        let fleet =
+            self.handshake.request().and_then(|request| self.shell.route(request.host(), request.path()));
         let Some(fleet) = fleet else {
             return self.refuse(404, "no_route", "", "nothing is served here");
         };
@@ -181,7 +182,9 @@ impl Connection {
             match step {
                 Step::Need => {}
                 Step::End(Outcome::Tunnel(first)) => return Tried::Open(server, first),
-                Step::End(Outcome::Answer(answer)) if answer.reason == "answered" => return Tried::Answer(answer),
+                Step::End(Outcome::Answer(answer)) if answer.reason == "answered" => {
+                    return Tried::Answer(answer);
+                }
                 Step::End(Outcome::Answer(answer)) => return Tried::Refused(answer),
                 Step::Elsewhere(why) => return Tried::Failed(failure(why)),
                 // A machine that is asking does not ask for another server.

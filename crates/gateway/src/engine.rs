@@ -116,6 +116,7 @@ impl End {
 }
 
 /// What an engine reports.
+#[derive(Clone, Copy)]
 pub(crate) enum Event {
     /// The tunnel is gone.
     Closed {
@@ -272,7 +273,8 @@ impl Engine {
     pub(crate) fn tick(&self, now: Instant) {
         self.shared.tick.set(now);
         let Some(idle) = self.shared.limits.idle else { return };
-        let silent = |control: &&Rc<Control>| !control.closing.get() && now.since(control.active.get()) > idle;
+        let silent =
+            |control: &&Rc<Control>| !control.closing.get() && now.since(control.active.get()) > idle;
         let all: Vec<_> = self.shared.tunnels.borrow().values().filter(silent).cloned().collect();
         for control in all {
             let reason = CloseReason::TimedOut;

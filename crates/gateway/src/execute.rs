@@ -61,7 +61,13 @@ impl Executors {
     }
 
     /// Orders the closes that are due.
-    pub(crate) fn turn(&mut self, engine: &Engine, owner: impl Fn(ServerKey) -> Owner, code: u16, now: Instant) {
+    pub(crate) fn turn(
+        &mut self,
+        engine: &Engine,
+        owner: impl Fn(ServerKey) -> Owner,
+        code: u16,
+        now: Instant,
+    ) {
         if self.due.is_none_or(|due| now < due) {
             return;
         }
@@ -80,7 +86,8 @@ impl Executors {
                     engine.order(Order::Close { id, owner, code: CloseCode(code), reason: closes.reason });
                 }
             }
-            let due = entry.executor.poll_timeout(count).map_or(now + LOOK_EACH, |due| due.min(now + LOOK_EACH));
+            let due =
+                entry.executor.poll_timeout(count).map_or(now + LOOK_EACH, |due| due.min(now + LOOK_EACH));
             next = Some(next.map_or(due, |next| next.min(due)));
         }
         self.due = next;

@@ -13,7 +13,9 @@ use std::sync::Arc;
 
 use evenkeel_fleet::admission::{Admission, Arrival, Ticket};
 use evenkeel_fleet::config::PlaceConfig;
-use evenkeel_fleet::gateway::{Ask, Failure, Gateway, GatewayConfig as MachineConfig, Placement, Refusal, ServerKey};
+use evenkeel_fleet::gateway::{
+    Ask, Failure, Gateway, GatewayConfig as MachineConfig, Placement, Refusal, ServerKey,
+};
 use evenkeel_fleet::snapshot::{Executor, GatewayView, Snapshot};
 use evenkeel_model::{Duration, FleetId, GatewayId, Instant, Rng, ServerId};
 use evenkeel_runtime::Clock;
@@ -77,7 +79,16 @@ impl Fleet {
             heard: BTreeMap::new(),
             snapshot: None,
         };
-        Self { id, settings, index, clock, metrics, pulse, inner: RefCell::new(inner), urgent: Cell::new(false) }
+        Self {
+            id,
+            settings,
+            index,
+            clock,
+            metrics,
+            pulse,
+            inner: RefCell::new(inner),
+            urgent: Cell::new(false),
+        }
     }
 
     pub(crate) fn owner(&self, server: ServerKey) -> Owner {
@@ -93,7 +104,10 @@ impl Fleet {
         inner.machine.install(snapshot, now);
         inner.targets.retain(|url, _| snapshot.servers.iter().any(|server| server.url == *url));
         for server in &snapshot.servers {
-            inner.targets.entry(Arc::clone(&server.url)).or_insert_with(|| Target::parse(&server.url).map(Rc::new));
+            inner
+                .targets
+                .entry(Arc::clone(&server.url))
+                .or_insert_with(|| Target::parse(&server.url).map(Rc::new));
         }
         let machine = &inner.machine;
         let own = |id: &ServerId| machine.key(id).map(|key| (key, machine.connections(key)));
@@ -178,7 +192,8 @@ impl Fleet {
     /// When [`Fleet::turn`] is due.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         let inner = self.inner.borrow();
-        let dues = [inner.machine.poll_timeout(), inner.admission.poll_timeout(), inner.executors.poll_timeout()];
+        let dues =
+            [inner.machine.poll_timeout(), inner.admission.poll_timeout(), inner.executors.poll_timeout()];
         dues.into_iter().flatten().min()
     }
 

@@ -122,7 +122,10 @@ pub fn start(
         .spawn(move || run(config, listeners, links, (clock, shutdown, metrics), &ready))
         .map_err(StartError::Thread)?;
     // An error is a thread that ended before it said anything.
-    started.recv().unwrap_or_else(|_| Err(std::io::Error::other("the thread ended"))).map_err(StartError::Thread)?;
+    started
+        .recv()
+        .unwrap_or_else(|_| Err(std::io::Error::other("the thread ended")))
+        .map_err(StartError::Thread)?;
     Ok(Running { addrs, thread })
 }
 
@@ -144,10 +147,11 @@ fn run(
     runtime.block_on(async {
         let (shell, wake) = shell(config, base);
         for listener in listeners {
-            match TcpListener::from_std(listener) {
-                Ok(listener) => drop(shell.tasks.spawn_local("accept", accept::accept(Rc::clone(&shell), listener))),
+            let listener = match TcpListener::from_std(listener) {
+                Ok(listener) => listener,
                 Err(error) => return drop(ready.send(Err(error))),
-            }
+            };
+            shell.tasks.spawn_local("accept", accept::accept(Rc::clone(&shell), listener));
         }
         let _ = ready.send(Ok(()));
         pulse::run(Rc::clone(&shell), links, wake).await;
@@ -159,7 +163,10 @@ fn run(
 /// Handshakes under way and aborted tunnels get so long at the very end.
 const LAST_WAIT: std::time::Duration = std::time::Duration::from_millis(200);
 
-fn shell(config: GatewayConfig, (clock, shutdown, metrics): (Clock, Shutdown, Metrics)) -> (Rc<Shell>, Rc<Notify>) {
+fn shell(
+    config: GatewayConfig,
+    (clock, shutdown, metrics): (Clock, Shutdown, Metrics),
+) -> (Rc<Shell>, Rc<Notify>) {
     let wake = Rc::new(Notify::new());
     let mut rng = Rng::new(config.seed);
     let fleets = config.fleets.iter().zip(0..).map(|((id, settings), index)| {

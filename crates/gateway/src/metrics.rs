@@ -49,7 +49,11 @@ impl Metrics {
         registry.register(names::GATEWAY_CLOSES, "Tunnels ended by close code", it.codes);
         registry.register(names::GATEWAY_BYTES, "Bytes carried by direction", it.bytes);
         registry.register(names::GATEWAY_CHECKS, "Active checks by outcome", it.checks);
-        registry.register(names::GATEWAY_VIEWS_DROPPED, "Views the controller had no room for", it.views_dropped);
+        registry.register(
+            names::GATEWAY_VIEWS_DROPPED,
+            "Views the controller had no room for",
+            it.views_dropped,
+        );
         registry.register(
             names::GATEWAY_HANDSHAKE_DURATION,
             "Seconds from a whole request to its 101",

@@ -43,7 +43,8 @@ pub(crate) async fn run(shell: Rc<Shell>, links: Links, wake: Rc<Notify>) {
     let Links { mut table, says, installed } = links;
     let now = shell.clock.now();
     let checks = Checks::new(Rc::clone(&shell), says.clone());
-    let mut pulse = Pulse { shell: Rc::clone(&shell), says, checks, next_tick: now, next_view: now, last_view: now };
+    let mut pulse =
+        Pulse { shell: Rc::clone(&shell), says, checks, next_tick: now, next_view: now, last_view: now };
     let mut controller_alive = true;
     table.mark_changed();
     loop {
@@ -68,7 +69,8 @@ pub(crate) async fn run(shell: Rc<Shell>, links: Links, wake: Rc<Notify>) {
 impl Pulse {
     fn due(&self) -> Instant {
         let fleets = self.shell.fleets.iter().filter_map(|fleet| fleet.poll_timeout());
-        let urgent = self.shell.fleets.iter().any(|fleet| fleet.is_urgent()).then(|| self.last_view + VIEW_GAP);
+        let urgent =
+            self.shell.fleets.iter().any(|fleet| fleet.is_urgent()).then(|| self.last_view + VIEW_GAP);
         fleets.chain(urgent).chain([self.next_tick, self.next_view]).min().unwrap_or(self.next_tick)
     }
 

@@ -39,9 +39,12 @@ pub(crate) struct Tunnel {
     /// Server to client.
     down: Lane,
     closing: Closing,
-    timer: Option<(Instant, Pin<Box<dyn Future<Output = ()>>>)>,
+    timer: Option<Timer>,
     ended: Option<End>,
 }
+
+/// When it wakes and the sleep itself; there is none while nothing is due.
+type Timer = (Instant, Pin<Box<dyn Future<Output = ()>>>);
 
 /// One direction.
 #[derive(Default)]
@@ -69,9 +72,16 @@ struct Backlog {
 enum Closing {
     No,
     /// Waits for a boundary.
-    Wanted { code: CloseCode, reason: CloseReason, due: Instant },
+    Wanted {
+        code: CloseCode,
+        reason: CloseReason,
+        due: Instant,
+    },
     /// Went out; the client's own is awaited.
-    Sent { reason: CloseReason, due: Instant },
+    Sent {
+        reason: CloseReason,
+        due: Instant,
+    },
 }
 
 enum Broken {
@@ -116,7 +126,7 @@ impl Tunnel {
         let mut buffer = shared.buffer.borrow_mut();
         if let Err(broken) = self.pump_down(context, &mut buffer) {
             match broken {
-                Broken::Sink => return Some(End::ClientLost),
+                Broken::Sink => return Some(self.client_lost()),
                 Broken::Source => {
                     self.down.ended = true;
                     self.up.discard = true;
@@ -125,7 +135,7 @@ impl Tunnel {
         }
         if let Err(broken) = self.pump_up(context, &mut buffer) {
             match broken {
-                Broken::Source => return Some(End::ClientLost),
+                Broken::Source => return Some(self.client_lost()),
                 // Its last bytes may still be on their way down.
                 Broken::Sink => self.up.give_up(),
             }
@@ -134,13 +144,21 @@ impl Tunnel {
             self.server_gone(context);
         }
         if let Err(Broken::Sink) = self.down.finish(&mut self.client, context) {
-            return Some(End::ClientLost);
+            return Some(self.client_lost());
         }
         if self.up.finish(&mut self.server, context).is_err() {
             self.up.give_up();
         }
         self.after_close(context);
         self.over()
+    }
+
+    /// A client that breaks off after our Close did as it was told.
+    fn client_lost(&self) -> End {
+        match self.closing {
+            Closing::Sent { reason, .. } if reason != CloseReason::ServerGone => End::Ordered(reason),
+            _ => End::ClientLost,
+        }
     }
 
     fn pump_down(&mut self, context: &mut Context<'_>, buffer: &mut [u8]) -> Result<(), Broken> {
@@ -266,7 +284,8 @@ impl Tunnel {
             Closing::No => None,
             Closing::Wanted { due, .. } | Closing::Sent { due, .. } => Some(due),
         };
-        let stalled = |lane: &Lane| lane.backlog.as_ref().map(|backlog| backlog.since + limits.write_deadline);
+        let stalled =
+            |lane: &Lane| lane.backlog.as_ref().map(|backlog| backlog.since + limits.write_deadline);
         [closing, stalled(&self.up), stalled(&self.down), self.half_open_due()].into_iter().flatten().min()
     }
 
@@ -315,7 +334,8 @@ impl Tunnel {
     }
 
     fn remember(&self, context: &Context<'_>) {
-        let known = self.control.waker.borrow().as_ref().is_some_and(|waker| waker.will_wake(context.waker()));
+        let known =
+            self.control.waker.borrow().as_ref().is_some_and(|waker| waker.will_wake(context.waker()));
         if !known {
             *self.control.waker.borrow_mut() = Some(context.waker().clone());
         }

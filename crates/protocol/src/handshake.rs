@@ -298,7 +298,7 @@ impl Handshake {
     }
 }
 
-#[derive(PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum More {
     MayCome,
     Ended,

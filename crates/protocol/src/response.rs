@@ -111,6 +111,7 @@ pub fn read_answer(head: &[u8], request: &Request, conn: &str) -> Result<Answere
         fields.sort(field.name, field.value)?;
     }
     match status {
+        101 if parsed.version != Some(1) => Err(ResponseError::Upgrade),
         101 => fields.switch(request, conn).map(Answered::Switched),
         ..200 | 600.. => Err(ResponseError::Interim),
         503 if fields.draining => Ok(Answered::Draining),
