@@ -191,6 +191,7 @@ async fn leave(agent: &AgentHandle, shutdown: &Shutdown) {
 }
 
 impl Server {
+    #[allow(clippy::result_large_err)] // The library's signature.
     async fn serve(&self, stream: TcpStream) {
         // Small messages go back at once; failing to say so only costs delay.
         let _ = stream.set_nodelay(true);
