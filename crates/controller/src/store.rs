@@ -5,12 +5,13 @@
 //! Calls block for an fsync; callers on a runtime use `spawn_blocking`.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use evenkeel_fleet::controller::{By, FleetRecord, Intent, ServerRecord};
 use evenkeel_model::{Connections, Epoch, FleetId, Generation, Instant, ServerId};
 use redb::{
     Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, StorageError, TableDefinition,
+    WriteTransaction,
 };
 use serde::{Deserialize, Serialize};
 
@@ -72,7 +73,7 @@ impl OpenError {
     }
 }
 
-/// Why a read or write failed. Nothing of a failed write is kept.
+/// Why a read or write failed. Nothing of a failed write is kept, except where only the very last fsync failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The file could not be read or written.
@@ -139,8 +140,20 @@ pub struct Process {
 }
 
 /// The open store. Cheap to clone.
-#[derive(Debug, Clone)]
-pub struct Store(Arc<Database>);
+#[derive(Clone)]
+pub struct Store(Arc<Inner>);
+
+struct Inner {
+    /// `None` after a failure: redb takes nothing more after an I/O error until the file is opened again.
+    database: Mutex<Option<Database>>,
+    open: Box<dyn Fn() -> Result<Database, DatabaseError> + Send + Sync>,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Store")
+    }
+}
 
 impl Store {
     /// Opens or makes the file.
@@ -149,8 +162,9 @@ impl Store {
     /// [`OpenError`].
     pub fn open(path: &Path) -> Result<Self, OpenError> {
         let fresh = !path.exists();
-        let database = Database::create(path).map_err(|error| open_error(path, error))?;
-        let store = Self(Arc::new(database));
+        let file = path.to_owned();
+        let store =
+            Self::opened_by(move || Database::create(&file)).map_err(|error| open_error(path, error))?;
         store.check_format(path)?;
         if fresh && let Some(directory) = path.parent() {
             let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
@@ -159,6 +173,25 @@ impl Store {
                 .map_err(|source| OpenError::Io { path: path.to_owned(), source })?;
         }
         Ok(store)
+    }
+
+    fn opened_by(
+        open: impl Fn() -> Result<Database, DatabaseError> + Send + Sync + 'static,
+    ) -> Result<Self, DatabaseError> {
+        let database = Mutex::new(Some(open()?));
+        Ok(Self(Arc::new(Inner { database, open: Box::new(open) })))
+    }
+
+    /// Works on the database. After a failure it is opened again at the next call.
+    fn with<T>(&self, work: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, redb::Error> {
+        let mut database = self.0.database.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = match database.take() {
+            Some(open) => open,
+            None => (self.0.open)()?,
+        };
+        let done = work(&open)?;
+        *database = Some(open);
+        Ok(done)
     }
 
     fn check_format(&self, path: &Path) -> Result<(), OpenError> {
@@ -171,20 +204,22 @@ impl Store {
     }
 
     fn format(&self) -> Result<u64, redb::Error> {
-        let write = self.0.begin_write()?;
-        let found = {
-            let mut meta = write.open_table(META)?;
-            let found = meta.get("format")?.map(|value| value.value());
-            if found.is_none() {
-                meta.insert("format", FORMAT)?;
-            }
-            write.open_table(FLEETS)?;
-            write.open_table(SERVERS)?;
-            write.open_table(PROCESSES)?;
-            found
-        };
-        write.commit()?;
-        Ok(found.unwrap_or(FORMAT))
+        self.with(|database| {
+            let write = database.begin_write()?;
+            let found = {
+                let mut meta = write.open_table(META)?;
+                let found = meta.get("format")?.map(|value| value.value());
+                if found.is_none() {
+                    meta.insert("format", FORMAT)?;
+                }
+                write.open_table(FLEETS)?;
+                write.open_table(SERVERS)?;
+                write.open_table(PROCESSES)?;
+                found
+            };
+            write.commit()?;
+            Ok(found.unwrap_or(FORMAT))
+        })
     }
 
     /// Begins a term: an epoch above every earlier one of this fleet and above `seen`, and what is stored.
@@ -195,12 +230,11 @@ impl Store {
         let mut head = self.head(fleet)?;
         let epoch = Epoch(head.epoch).max(seen).next();
         head.epoch = epoch.get();
-        let write = || -> Result<(), redb::Error> {
-            let write = self.write()?;
+        self.write(|write| {
             write.open_table(FLEETS)?.insert(fleet.as_str(), json(&head).as_slice())?;
-            Ok(write.commit()?)
-        };
-        write().map_err(|source| database("write", format!("epoch of fleet {fleet}"), source))?;
+            Ok(())
+        })
+        .map_err(|source| database("write", format!("epoch of fleet {fleet}"), source))?;
         Ok((epoch, FleetRecord { servers: self.servers(fleet)?, fixed: head.fixed }))
     }
 
@@ -210,29 +244,26 @@ impl Store {
     /// [`StoreError`]: none of them is kept.
     pub fn commit(&self, fleet: &FleetId, changes: &[Change]) -> Result<(), StoreError> {
         let mut head = self.head(fleet)?;
-        let mut write = || -> Result<(), redb::Error> {
-            let write = self.write()?;
-            {
-                let mut servers = write.open_table(SERVERS)?;
-                for change in changes {
-                    match change {
-                        Change::Server(record) => {
-                            let value = json(&StoredServer::from(record));
-                            servers.insert((fleet.as_str(), record.server.as_str()), value.as_slice())?;
-                        }
-                        Change::Forget(server) => {
-                            servers.remove((fleet.as_str(), server.as_str()))?;
-                        }
-                        Change::Fixed(fixed) => {
-                            head.fixed = *fixed;
-                            write.open_table(FLEETS)?.insert(fleet.as_str(), json(&head).as_slice())?;
-                        }
+        self.write(|write| {
+            let mut servers = write.open_table(SERVERS)?;
+            for change in changes {
+                match change {
+                    Change::Server(record) => {
+                        let value = json(&StoredServer::from(record));
+                        servers.insert((fleet.as_str(), record.server.as_str()), value.as_slice())?;
+                    }
+                    Change::Forget(server) => {
+                        servers.remove((fleet.as_str(), server.as_str()))?;
+                    }
+                    Change::Fixed(fixed) => {
+                        head.fixed = *fixed;
+                        write.open_table(FLEETS)?.insert(fleet.as_str(), json(&head).as_slice())?;
                     }
                 }
             }
-            Ok(write.commit()?)
-        };
-        write().map_err(|source| database("write", format!("intents of fleet {fleet}"), source))
+            Ok(())
+        })
+        .map_err(|source| database("write", format!("intents of fleet {fleet}"), source))
     }
 
     /// Server processes of a fleet, by server id.
@@ -256,14 +287,12 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn put_process(&self, fleet: &FleetId, process: &Process) -> Result<(), StoreError> {
-        let write = || -> Result<(), redb::Error> {
-            let write = self.write()?;
-            write
-                .open_table(PROCESSES)?
-                .insert((fleet.as_str(), process.server.as_str()), json(process).as_slice())?;
-            Ok(write.commit()?)
-        };
-        write().map_err(|source| database("write", format!("process of {fleet}/{}", process.server), source))
+        let key = (fleet.as_str(), process.server.as_str());
+        self.write(|write| {
+            write.open_table(PROCESSES)?.insert(key, json(process).as_slice())?;
+            Ok(())
+        })
+        .map_err(|source| database("write", format!("process of {fleet}/{}", process.server), source))
     }
 
     /// Forgets a server process.
@@ -271,27 +300,36 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn remove_process(&self, fleet: &FleetId, server: &ServerId) -> Result<(), StoreError> {
-        let write = || -> Result<(), redb::Error> {
-            let write = self.write()?;
+        self.write(|write| {
             write.open_table(PROCESSES)?.remove((fleet.as_str(), server.as_str()))?;
-            Ok(write.commit()?)
-        };
-        write().map_err(|source| database("write", format!("process of {fleet}/{server}"), source))
+            Ok(())
+        })
+        .map_err(|source| database("write", format!("process of {fleet}/{server}"), source))
     }
 
-    fn write(&self) -> Result<redb::WriteTransaction, redb::Error> {
-        let mut write = self.0.begin_write()?;
-        write.set_durability(Durability::Immediate)?;
-        Ok(write)
+    /// One transaction, on disk when this returns.
+    fn write(
+        &self,
+        work: impl FnOnce(&WriteTransaction) -> Result<(), redb::Error>,
+    ) -> Result<(), redb::Error> {
+        self.with(|database| {
+            let mut write = database.begin_write()?;
+            write.set_durability(Durability::Immediate)?;
+            // A second fsync: when the first fails, which is what a full disk does, the old state stands and an
+            // order that was answered with an error does not come up after a restart.
+            write.set_two_phase_commit(true);
+            work(&write)?;
+            Ok(write.commit()?)
+        })
     }
 
     fn head(&self, fleet: &FleetId) -> Result<StoredFleet, StoreError> {
-        let read = || -> Result<Option<Vec<u8>>, redb::Error> {
-            let read = self.0.begin_read()?;
+        let read = self.with(|database| {
+            let read = database.begin_read()?;
             Ok(read.open_table(FLEETS)?.get(fleet.as_str())?.map(|value| value.value().to_vec()))
-        };
+        });
         let what = || format!("fleet {fleet}");
-        match read().map_err(|source| database("read", what(), source))? {
+        match read.map_err(|source| database("read", what(), source))? {
             Some(bytes) => serde_json::from_slice(&bytes).map_err(|error| record(what(), &error)),
             None => Ok(StoredFleet::default()),
         }
@@ -317,18 +355,20 @@ impl Store {
         table: TableDefinition<'_, (&'static str, &'static str), &'static [u8]>,
         fleet: &FleetId,
     ) -> Result<Vec<(String, Vec<u8>)>, redb::Error> {
-        let read = self.0.begin_read()?;
-        let table = read.open_table(table)?;
-        let mut rows = Vec::new();
-        for row in table.range((fleet.as_str(), "")..)? {
-            let (key, value) = row?;
-            let (owner, server) = key.value();
-            if owner != fleet.as_str() {
-                break;
+        self.with(|database| {
+            let read = database.begin_read()?;
+            let table = read.open_table(table)?;
+            let mut rows = Vec::new();
+            for row in table.range((fleet.as_str(), "")..)? {
+                let (key, value) = row?;
+                let (owner, server) = key.value();
+                if owner != fleet.as_str() {
+                    break;
+                }
+                rows.push((server.to_owned(), value.value().to_vec()));
             }
-            rows.push((server.to_owned(), value.value().to_vec()));
-        }
-        Ok(rows)
+            Ok(rows)
+        })
     }
 }
 

@@ -110,10 +110,72 @@ fn damaged_file_is_refused_and_named() {
 #[test]
 fn record_that_does_not_read_is_named_and_not_guessed() {
     let store = Store::open(&directory("store").join("controller.redb")).unwrap();
-    let write = store.write().unwrap();
-    write.open_table(SERVERS).unwrap().insert(("chat", "s1"), b"{}".as_slice()).unwrap();
-    write.commit().unwrap();
+    store
+        .write(|write| {
+            write.open_table(SERVERS)?.insert(("chat", "s1"), b"{}".as_slice())?;
+            Ok(())
+        })
+        .unwrap();
     let refused = store.begin_epoch(&fleet(), Epoch(0)).unwrap_err();
     assert_eq!(refused.reason(), "store_record");
     assert!(refused.to_string().contains("chat/s1"), "{refused}");
+}
+
+/// A disk that can be full.
+#[derive(Debug)]
+pub(crate) struct Disk {
+    memory: Arc<redb::backends::InMemoryBackend>,
+    full: Arc<std::sync::atomic::AtomicBool>,
+}
+
+impl redb::StorageBackend for Disk {
+    fn len(&self) -> Result<u64, std::io::Error> {
+        self.memory.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), std::io::Error> {
+        self.memory.read(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> Result<(), std::io::Error> {
+        self.memory.set_len(len)
+    }
+
+    fn sync_data(&self) -> Result<(), std::io::Error> {
+        if self.full.load(std::sync::atomic::Ordering::SeqCst) {
+            return Err(std::io::ErrorKind::StorageFull.into());
+        }
+        self.memory.sync_data()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), std::io::Error> {
+        self.memory.write(offset, data)
+    }
+}
+
+impl Store {
+    /// A store on a disk that is full while `full` says so.
+    pub(crate) fn on_disk(full: Arc<std::sync::atomic::AtomicBool>) -> Self {
+        let memory = Arc::new(redb::backends::InMemoryBackend::new());
+        let open = move || {
+            let disk = Disk { memory: Arc::clone(&memory), full: Arc::clone(&full) };
+            Database::builder().create_with_backend(disk)
+        };
+        let store = Self::opened_by(open).unwrap();
+        store.check_format(Path::new("memory")).unwrap();
+        store
+    }
+}
+
+#[test]
+fn failed_write_leaves_nothing_behind_and_the_store_works_again_once_the_disk_does() {
+    let full = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let store = Store::on_disk(Arc::clone(&full));
+    store.commit(&fleet(), &[Change::Server(drain("s1", 1))]).unwrap();
+    full.store(true, std::sync::atomic::Ordering::SeqCst);
+    let refused = store.commit(&fleet(), &[Change::Server(drain("s2", 1))]).unwrap_err();
+    assert_eq!(refused.reason(), "store_failed");
+    full.store(false, std::sync::atomic::Ordering::SeqCst);
+    assert_eq!(store.begin_epoch(&fleet(), Epoch(0)).unwrap().1.servers, [drain("s1", 1)]);
+    store.commit(&fleet(), &[Change::Server(drain("s2", 1))]).unwrap();
 }
