@@ -1,8 +1,9 @@
-//! Builds, tests and checks Evenkeel: `cargo xtask test | ci | tidy`.
+//! Builds, tests and checks Evenkeel: `cargo xtask test | ci | tidy | bench`.
 //!
 //! `ci` is the whole gate and contains the very same `test`; `.ci/run` only calls it. Everything a check needs
 //! besides cargo, git and a C compiler is installed by the command that needs it, or named if it cannot be.
 
+mod bench;
 mod ci;
 mod run;
 mod test;
@@ -20,6 +21,9 @@ enum Command {
     Test(test::Options),
     /// Runs the whole gate: format, lints, docs, tidy, dependencies, tests.
     Ci,
+    /// Measures beside other programs.
+    #[command(subcommand)]
+    Bench(bench::Bench),
     /// Checks what the compiler cannot: layering, the no_std proof, sizes, leftovers, links, metric names.
     Tidy,
 }
@@ -28,6 +32,7 @@ fn main() -> ExitCode {
     let outcome = match Command::parse() {
         Command::Test(options) => test::test(&options).map(|_| ()),
         Command::Ci => ci::ci(),
+        Command::Bench(what) => bench::bench(&what),
         Command::Tidy => tidy::tidy(),
     };
     match outcome {

@@ -1,0 +1,236 @@
+//! `cargo xtask bench gateway`: CPU per message of the gateway beside HAProxy and nginx, all on one core.
+//!
+//! In: the release binary of this tree, and what of `haproxy` and `nginx` is installed. Out: a table of medians and
+//! ratios. Method: one round trip of one small message over each of many connections, as fast as they go; the
+//! figure is the CPU time of the whole proxy (user and kernel, all its processes and threads, nanoseconds from the
+//! scheduler) over the messages counted by the load. Proxy, servers and load share one core. Rounds are
+//! interleaved, every other one in reverse order. Microseconds of two machines or hours do not compare; the ratios
+//! do. Elsewhere: servers and load (`peer`), the proxies and their configuration (`proxies`).
+
+mod peer;
+mod proxies;
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Child, ChildStdout, Command, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use self::proxies::Proxy;
+use crate::run;
+
+/// What is measured.
+#[derive(Clone, clap::Subcommand)]
+pub(crate) enum Bench {
+    /// CPU per message of the gateway beside HAProxy and nginx.
+    Gateway(Options),
+    /// Servers of the measurement; started by it.
+    #[command(hide = true)]
+    EchoPeer(peer::Echo),
+    /// Load of the measurement; started by it.
+    #[command(hide = true)]
+    LoadPeer(peer::Load),
+}
+
+/// How it is measured.
+#[derive(Clone, clap::Args)]
+pub(crate) struct Options {
+    /// Rounds; each measures every proxy once.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Seconds measured of each proxy in each round.
+    #[arg(long, default_value_t = 4)]
+    seconds: u64,
+    /// WebSocket connections.
+    #[arg(long, default_value_t = 64)]
+    connections: usize,
+    /// Payload of a message in bytes.
+    #[arg(long, default_value_t = 64)]
+    size: usize,
+    /// Core that proxy, servers and load share.
+    #[arg(long, default_value_t = 0)]
+    core: usize,
+    /// Measure this build of `evenkeel` instead of the tree's release build.
+    #[arg(long, value_name = "PATH")]
+    evenkeel: Option<PathBuf>,
+}
+
+/// Runs one of them.
+pub(crate) fn bench(bench: &Bench) -> Result<()> {
+    match bench {
+        Bench::Gateway(options) => gateway(options),
+        Bench::EchoPeer(options) => peer::echo(options),
+        Bench::LoadPeer(options) => peer::load(options),
+    }
+}
+
+/// WebSocket servers behind each proxy, as many as in the project's other measurements.
+const SERVERS: usize = 8;
+
+fn gateway(options: &Options) -> Result<()> {
+    let release = run::target_dir().join("release");
+    run::run(run::cargo(&["build", "--release", "--package", "xtask"]))?;
+    let evenkeel = match &options.evenkeel {
+        Some(path) => path.canonicalize().with_context(|| format!("no program at {}", path.display()))?,
+        None => {
+            run::run(run::cargo(&["build", "--release", "--package", "evenkeel"]))?;
+            release.join("evenkeel")
+        }
+    };
+    let folder = tempfolder()?;
+    let tools =
+        Tools { xtask: release.join("xtask"), evenkeel, folder: folder.clone(), options: options.clone() };
+    let outcome = tools.measure_all();
+    let _ = std::fs::remove_dir_all(&folder);
+    report(options, &outcome?);
+    Ok(())
+}
+
+fn tempfolder() -> Result<PathBuf> {
+    let folder = std::env::temp_dir().join(format!("evenkeel-bench-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).with_context(|| format!("could not make {}", folder.display()))?;
+    Ok(folder)
+}
+
+struct Tools {
+    xtask: PathBuf,
+    evenkeel: PathBuf,
+    folder: PathBuf,
+    options: Options,
+}
+
+/// Microseconds per message of one proxy, one for each round.
+struct Figures {
+    proxy: Proxy,
+    version: String,
+    micros: Vec<f64>,
+}
+
+impl Tools {
+    fn measure_all(&self) -> Result<Vec<Figures>> {
+        let mut echo = self.peer(&["echo-peer", "--servers", &SERVERS.to_string()])?;
+        let ports: Vec<u16> = echo.line()?.split(' ').map(str::parse).collect::<Result<_, _>>()?;
+        let mut figures: Vec<Figures> = Vec::new();
+        for proxy in Proxy::ALL {
+            match proxy.version(&self.evenkeel) {
+                Some(version) => figures.push(Figures { proxy, version, micros: Vec::new() }),
+                None => eprintln!("{} is not installed and not measured", proxy.name()),
+            }
+        }
+        for round in 0..self.options.rounds {
+            let mut order: Vec<usize> = (0..figures.len()).collect();
+            if round % 2 == 1 {
+                order.reverse();
+            }
+            for at in order {
+                let proxy = figures[at].proxy;
+                let micros =
+                    self.measure(proxy, &ports).with_context(|| format!("measuring {}", proxy.name()))?;
+                eprintln!("round {} {:<9} {micros:.2} µs", round + 1, proxy.name());
+                figures[at].micros.push(micros);
+            }
+        }
+        Ok(figures)
+    }
+
+    fn measure(&self, proxy: Proxy, ports: &[u16]) -> Result<f64> {
+        let running = proxy.start(&self.evenkeel, &self.folder, ports, self.options.core)?;
+        let to = running.addr.to_string();
+        let (connections, size) = (self.options.connections.to_string(), self.options.size.to_string());
+        let seconds = self.options.seconds.to_string();
+        let mut load = self.peer(&[
+            "load-peer",
+            "--to",
+            &to,
+            "--connections",
+            &connections,
+            "--size",
+            &size,
+            "--seconds",
+            &seconds,
+        ])?;
+        ensure!(load.line()? == "ready", "the load did not come up");
+        let before = running.cpu_ns()?;
+        load.go()?;
+        let messages: u64 = load.line()?.parse()?;
+        let spent = running.cpu_ns()? - before;
+        ensure!(messages > 0, "no message went through");
+        Ok(spent as f64 / messages as f64 / 1_000.0)
+    }
+
+    fn peer(&self, arguments: &[&str]) -> Result<Peer> {
+        let core = self.options.core.to_string();
+        let mut child = Command::new("taskset")
+            .args(["-c", &core])
+            .arg(&self.xtask)
+            .arg("bench")
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("could not start taskset (package util-linux)")?;
+        let stdout = child.stdout.take().context("no stdout")?;
+        Ok(Peer { child, lines: BufReader::new(stdout) })
+    }
+}
+
+/// Servers or load in a process of their own, ended when dropped.
+struct Peer {
+    child: Child,
+    lines: BufReader<ChildStdout>,
+}
+
+impl Peer {
+    fn line(&mut self) -> Result<String> {
+        let mut line = String::new();
+        if self.lines.read_line(&mut line)? == 0 {
+            bail!("the peer ended: {}", self.child.wait()?);
+        }
+        Ok(line.trim_end().to_owned())
+    }
+
+    fn go(&mut self) -> Result<()> {
+        let stdin = self.child.stdin.as_mut().context("no stdin")?;
+        stdin.write_all(b"go\n")?;
+        Ok(stdin.flush()?)
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 }
+}
+
+fn report(options: &Options, figures: &[Figures]) {
+    let Some(ours) = figures.iter().find(|figures| figures.proxy == Proxy::Evenkeel) else { return };
+    println!(
+        "\n{} B ping-pong, {} connections, {} servers, all on core {}, {} rounds of {} s\n",
+        options.size, options.connections, SERVERS, options.core, options.rounds, options.seconds
+    );
+    println!("| proxy | CPU µs per message, median (min to max) | Evenkeel's share of it |\n|---|---|---|");
+    for figures in figures {
+        let (low, high) =
+            figures.micros.iter().fold((f64::MAX, 0.0f64), |(low, high), v| (low.min(*v), high.max(*v)));
+        println!(
+            "| {} | {:.2} ({low:.2} to {high:.2}) | {:.2} |",
+            figures.version,
+            median(&figures.micros),
+            median(&ours.micros) / median(&figures.micros)
+        );
+    }
+}
+
+/// A port that was free a moment ago.
+fn free_addr() -> Result<SocketAddr> {
+    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+}
