@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::kit::{Crowd, EchoOptions, World, until};
+use crate::kit::{Crowd, EchoOptions, Evenkeel, World, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn leastconn_places_a_thousand_connections_within_one_of_exact() {
@@ -48,6 +48,20 @@ async fn servers_of_capacity_one_to_three_fill_one_to_three() {
              {{ id = \"large\", url = \"ws://{large}\", capacity = 600 }},\n]\n"
         ))
         .await;
+    fills_one_to_three(&evenkeel).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn capacities_that_agents_declare_count_like_configured_ones() {
+    let mut world = World::new("declared");
+    let evenkeel = world.serve("[fleets.chat]\n").await;
+    for (id, capacity) in [("small", "200"), ("large", "600")] {
+        world.echo(id, &EchoOptions { join: Some(&evenkeel), more: &["--capacity", capacity] }).await;
+    }
+    fills_one_to_three(&evenkeel).await;
+}
+
+async fn fills_one_to_three(evenkeel: &Evenkeel) {
     evenkeel.wait_active(&["small", "large"]).await;
     let mut crowd = Crowd::at(evenkeel.gateway);
     crowd.join(400).await;

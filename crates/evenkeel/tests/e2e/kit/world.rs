@@ -199,8 +199,8 @@ impl Evenkeel {
         let command = world.command(&words);
         let mark = Process::printed(&world.folder.join("serve.log"));
         let mut process = Process::start("serve", command, &world.folder);
-        let gateway = address(&process.line_after(mark, "gateway listening on").await);
-        let addr = address(&process.line_after(mark, "admin listening on").await);
+        let gateway = address(&process.line_after(mark, "  gateway ").await);
+        let addr = address(&process.line_after(mark, "  admin ").await);
         let token =
             fs::read_to_string(world.folder.join(TOKEN)).expect("the token is there before the listener");
         let admin = Admin { addr, token: Some(token.trim().to_owned()) };
