@@ -27,8 +27,6 @@ use crate::publish::Publisher;
 use crate::status::FleetStatus;
 use crate::store::{Change, Store, StoreError};
 
-/// Inputs taken in one go.
-const BATCH: usize = 64;
 /// Waits before a restart after a panic or a failed write: first and longest.
 const RESTART_FIRST: Duration = Duration::from_millis(100);
 const RESTART_MAX: Duration = Duration::from_secs(5);
@@ -239,7 +237,6 @@ impl Fleet {
     ) -> Result<(), Fault> {
         let mut controller = self.restore().await?;
         self.replay(&mut controller).await?;
-        let mut batch = Vec::with_capacity(BATCH);
         loop {
             tokio::select! {
                 biased;
@@ -252,14 +249,11 @@ impl Fleet {
                         self.forget(&server);
                     }
                 }
-                count = inputs.recv_many(&mut batch, BATCH) => {
-                    if count == 0 {
-                        return Ok(());
-                    }
-                    for input in batch.drain(..) {
-                        self.take(&mut controller, input).await?;
-                    }
-                }
+                // One at a time: an input that makes the machine fail takes no other with it.
+                input = inputs.recv() => match input {
+                    Some(input) => self.take(&mut controller, input).await?,
+                    None => return Ok(()),
+                },
                 () = self.clock.sleep_until(controller.poll_timeout()) => {
                     let now = self.clock.now();
                     controller.handle_timeout(now);

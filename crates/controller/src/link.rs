@@ -250,6 +250,9 @@ impl Session {
                 self.check_inc(&report)?;
                 Ok(fleet.send(ToFleet::Reported { server, link, report }).await?)
             }
+            Up::Applied(fence) | Up::Drained(fence) if !registration::is_believable(fence) => {
+                Err(End::Error(format!("could not take the order {fence}"), CloseReason::BadField))
+            }
             Up::Applied(fence) => Ok(fleet.send(ToFleet::Applied { server, link, fence }).await?),
             Up::Drained(fence) => Ok(fleet.send(ToFleet::Drained { server, link, fence }).await?),
             Up::Moved(moved) => {

@@ -55,6 +55,12 @@ pub fn of_hello(hello: &Hello) -> Result<Registration, RegistrationError> {
     of_profile(&hello.id, hello.inc, &hello.profile, hello.applied)
 }
 
+/// Whether a controller can still begin above it.
+#[must_use]
+pub fn is_believable(fence: Fence) -> bool {
+    fence.epoch.get().max(fence.generation.get()) <= FENCE_MAX
+}
+
 /// The registration in a posted report, if it has one.
 ///
 /// # Errors

@@ -41,6 +41,7 @@ impl Fleet {
                 Ok(())
             }
             ToFleet::Applied { server, link, fence } if self.memory.is_link(&server, link) => {
+                self.memory.seen = self.memory.seen.max(fence.epoch);
                 self.feed(controller, Input::Applied { server, fence }).await
             }
             ToFleet::Drained { server, link, fence } if self.memory.is_link(&server, link) => {
@@ -85,20 +86,19 @@ impl Fleet {
             let _ = reply.send(Greeting::Stale { known });
             return Ok(());
         }
-        let applied = registration.applied;
+        let applied = registration.applied.unwrap_or_default();
+        // The next term begins above it, also where our store was lost.
+        self.memory.seen = self.memory.seen.max(applied.epoch);
         self.memory.registered.insert(server.clone(), registration.clone());
         // A link of an earlier life ends with its fleet's end.
         self.memory.links.insert(server.clone(), link);
         let _ = reply.send(Greeting::Welcome);
         self.feed(controller, Input::Registered(registration)).await?;
-        if let (Some(applied), Some(desired)) = (applied, controller.desired(&server))
-            && applied > desired.fence
-        {
-            self.memory.seen = self.memory.seen.max(applied.epoch);
-            return Err(Fault::Outranked);
-        }
         self.send_desired(controller, &server);
-        Ok(())
+        match controller.desired(&server) {
+            Some(desired) if applied > desired.fence => Err(Fault::Outranked),
+            _ => Ok(()),
+        }
     }
 
     /// Highest life known of a server; 0 for an unknown one.
