@@ -17,6 +17,8 @@ mod orders;
 mod round;
 mod scaling;
 mod tell;
+#[cfg(test)]
+mod tests;
 
 use alloc::string::String;
 use alloc::sync::Arc;

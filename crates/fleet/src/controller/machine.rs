@@ -85,8 +85,11 @@ pub(super) struct Traffic {
     pub(super) arrivals: Average,
     pub(super) failures: Average,
     pub(super) placements: Average,
-    /// Since when nothing is moved, so that placements are arrivals.
-    pub(super) quiet_since: Instant,
+    /// Arrivals before things began to move.
+    pub(super) quiet_arrivals: f64,
+    /// Whether anything moves, and since when.
+    pub(super) moving: bool,
+    pub(super) turned_at: Instant,
     pub(super) counted_at: Instant,
 }
 
@@ -414,7 +417,9 @@ impl Traffic {
             arrivals: average,
             failures: average,
             placements: average,
-            quiet_since: now,
+            quiet_arrivals: 0.0,
+            moving: false,
+            turned_at: Instant::ZERO,
             counted_at: now,
         }
     }

@@ -233,9 +233,9 @@ impl Controller {
         member.boots_since = Some(now);
         member.seen.clear();
         member.pulse.died();
-        let counted = core::mem::replace(&mut member.boot_failed, !was_up);
+        member.boot_failed = !was_up;
         self.lose(live, now);
-        if !was_up && !counted {
+        if !was_up {
             self.boot_failed(server, now);
         }
         self.judge(server, now);
@@ -314,31 +314,37 @@ impl Controller {
         }
     }
 
-    /// Counts what the gateways placed since the last round; only what came by itself counts as arrival.
+    /// Counts what the gateways placed since the last round. Only what came by itself counts as arrival: while
+    /// connections move, what is placed beyond the moves, at most as many as came before them.
     pub(super) fn count_traffic(&mut self, moving: PerSecond, now: Instant) {
-        let elapsed = now.since(self.traffic.counted_at);
+        let traffic = &mut self.traffic;
+        let elapsed = now.since(traffic.counted_at);
         if elapsed.is_zero() {
             return;
         }
-        let traffic = &mut self.traffic;
         let per_s = |count: u32| f64::from(count) / elapsed.as_secs_f64();
         let (placed, failed) = (per_s(traffic.placed), per_s(traffic.failed));
         traffic.failures.update(failed, now);
         traffic.placements.update(placed, now);
-        if !moving.is_zero() {
-            traffic.quiet_since = now;
-        } else if now.since(traffic.quiet_since) >= SETTLE.max(2 * elapsed) {
-            if let Some(before) = traffic.arrivals.value() {
-                // The time in which things moved says nothing: the sample weighs its own interval only.
-                traffic.arrivals.update(before, traffic.counted_at);
-            }
-            traffic.arrivals.update(placed, now);
-        } else if traffic.arrivals.value().is_none() {
-            traffic.arrivals.update(placed, now);
+        let turned = traffic.moving != !moving.is_zero();
+        if turned {
+            traffic.moving = !traffic.moving;
+            traffic.turned_at = now;
+        }
+        let settled = !turned && now.since(traffic.turned_at) >= SETTLE.max(2 * elapsed);
+        let before = traffic.arrivals.value();
+        let sample = match (settled, traffic.moving, before) {
+            (true, false, _) | (_, _, None) => placed,
+            (true, true, Some(_)) => (placed - moving.get()).clamp(0.0, traffic.quiet_arrivals),
+            (false, _, Some(before)) => before,
+        };
+        traffic.arrivals.update(sample, now);
+        if !traffic.moving {
+            traffic.quiet_arrivals = traffic.arrivals.value().unwrap_or(0.0);
         }
         (traffic.placed, traffic.failed, traffic.counted_at) = (0, 0, now);
     }
 }
 
-/// So long after the last move its client may still be on its way back.
+/// So long after moves began or ended, placements do not show yet which of them were moves.
 const SETTLE: Duration = Duration::from_secs(2);
