@@ -18,6 +18,8 @@ pub struct Load {
     pub kind: TermKind,
     /// Share of the full mark.
     pub value: f64,
+    /// Whether the measure is at its end, so that the load behind it may be larger.
+    pub saturated: bool,
 }
 
 /// What one server showed in one round.
@@ -119,6 +121,9 @@ const INELASTIC_RELEASE: f64 = 0.95;
 const STUCK_LOAD: f64 = 0.97;
 /// … after the count fell to this share is not caused by connections.
 const STUCK_COUNT: f64 = 0.9;
+/// The same for a measure at its end, which stays there until the work falls below what can be done: a server whose
+/// connections became twice as costly at a level of 0.75 must lose a third before its CPU shows it.
+const STUCK_COUNT_SATURATED: f64 = 0.5;
 
 impl Learner {
     /// A learner that knows nothing but the claim.
@@ -263,8 +268,9 @@ impl Learner {
 /// Whether the load stayed although the connections left.
 fn is_stuck(overload: Overload, live: Connections, load: Load) -> bool {
     let (count, value) = overload.began;
+    let share = if load.saturated { STUCK_COUNT_SATURATED } else { STUCK_COUNT };
     load.kind == overload.kind
-        && f64::from(live.get()) <= STUCK_COUNT * f64::from(count.get())
+        && f64::from(live.get()) <= share * f64::from(count.get())
         && load.value >= STUCK_LOAD * value
 }
 
@@ -273,7 +279,7 @@ mod tests {
     use super::*;
 
     fn cpu(value: f64) -> Option<Load> {
-        Some(Load { kind: TermKind::Cpu, value })
+        Some(Load { kind: TermKind::Cpu, value, saturated: false })
     }
 
     /// Feeds one sample a second for `seconds`; `load` of the second and the count.
@@ -394,13 +400,38 @@ mod tests {
     }
 
     #[test]
+    fn a_saturated_cpu_is_not_inelastic_because_it_stays_full_at_first() {
+        let mut server = Server::new();
+        let full = |connections| Sample {
+            connections: Connections(connections),
+            load: Some(Load { kind: TermKind::Cpu, value: 1.11, saturated: true }),
+            inelastic: None,
+        };
+        let mut run = |connections: u32| {
+            for _ in 0..40 {
+                server.second += 1;
+                let now = Instant::from_millis(server.second * 1_000);
+                server.learner.observe(full(connections), now, &server.config);
+            }
+            server.learner.ceiling(Connections(connections)).unwrap().cause
+        };
+        assert_eq!(run(600), Cause::Overload(TermKind::Cpu));
+        assert_eq!(
+            run(450),
+            Cause::Overload(TermKind::Cpu),
+            "the work behind it may still be more than full"
+        );
+        assert_eq!(run(290), Cause::Inelastic(TermKind::Cpu), "half is gone and nothing fell");
+    }
+
+    #[test]
     fn full_memory_stops_admission_and_never_sheds() {
         let config = CapacityConfig::default();
         let mut learner = Learner::new(&config);
         let memory = |value| Sample {
             connections: Connections(500),
             load: cpu(0.5),
-            inelastic: Some(Load { kind: TermKind::Memory, value }),
+            inelastic: Some(Load { kind: TermKind::Memory, value, saturated: false }),
         };
         learner.observe(memory(1.0), Instant::from_millis(1_000), &config);
         let pin = learner.ceiling(Connections(500)).unwrap();

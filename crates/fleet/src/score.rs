@@ -81,11 +81,15 @@ struct Value<'a> {
     name: &'a str,
     value: f64,
     elastic: bool,
+    saturated: bool,
 }
+
+/// A share this near its end shows no more than that: a CPU with twice the work it can do measures 1.
+const SATURATED: f64 = 0.95;
 
 fn largest<'a>(values: impl Iterator<Item = Value<'a>>) -> Option<Load> {
     values
-        .map(|value| Load { kind: value.kind, value: value.value })
+        .map(|value| Load { kind: value.kind, value: value.value, saturated: value.saturated })
         .reduce(|a, b| if b.value > a.value { b } else { a })
 }
 
@@ -97,7 +101,15 @@ fn values<'a>(
     config: &'a ScoreConfig,
 ) -> impl Iterator<Item = Value<'a>> + Clone {
     let one = |kind, name, value: Option<f64>, full: f64, elastic| {
-        value.map(|value| Value { kind, name, value: value / full, elastic })
+        // Lag and the count have no end.
+        let ends = matches!(kind, TermKind::Cpu | TermKind::Memory);
+        value.map(|value| Value {
+            kind,
+            name,
+            value: value / full,
+            elastic,
+            saturated: ends && value >= SATURATED,
+        })
     };
     let (count, capacity) = (f64::from(live.get()), f64::from(capacity.get().max(1)));
     let own = [
@@ -108,7 +120,8 @@ fn values<'a>(
     ];
     let custom = averaged.custom.iter().map(|(name, &value)| {
         let custom = config.custom.get(name).copied().unwrap_or_default();
-        Value { kind: TermKind::Custom, name, value: value / custom.full, elastic: custom.elastic }
+        let saturated = value >= SATURATED;
+        Value { kind: TermKind::Custom, name, value: value / custom.full, elastic: custom.elastic, saturated }
     });
     own.into_iter().flatten().chain(custom)
 }
