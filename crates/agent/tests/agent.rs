@@ -1,4 +1,4 @@
-//! The SDK against a real controller end of INTERFACES §3, on real sockets, built from that page alone.
+//! The SDK against a controller end built from `docs/reference/agent.md` alone, on real sockets.
 
 #![allow(clippy::disallowed_methods)] // A test may read the clock and spawn.
 
@@ -27,6 +27,7 @@ async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
 async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     soon(what, async {
         while !holds() {
+            // sleep: between two looks at the condition
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     })
@@ -224,9 +225,11 @@ async fn closing_stops_with_the_lease_and_goes_on_with_the_next() {
     link.order(1, "draining", 0, 50.0, 400).await;
     until("the lease to end", || agent.connections() <= 185).await;
     // The order is not renewed: at most 400 ms of 50/s and a burst, ever.
+    // sleep: that nothing more happens can only be seen by waiting
     tokio::time::sleep(Duration::from_millis(800)).await;
     let left = agent.connections();
     assert!(left >= 200 - 20 - 13, "{left} left");
+    // sleep: the same
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(agent.connections(), left);
     assert!(agent.admit().is_err(), "the state outlives the lease");
