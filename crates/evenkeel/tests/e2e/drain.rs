@@ -89,6 +89,10 @@ async fn a_drain_that_the_others_cannot_hold_is_refused_unless_forced() {
     world.join(&evenkeel, &["only"]).await;
     let mut crowd = Crowd::at(evenkeel.gateway);
     crowd.join(10).await;
+    until("the controller counts them", Duration::from_secs(5), || async {
+        evenkeel.admin.server("only").await.filter(|server| server.connections == 10).map(|_| ())
+    })
+    .await;
     let refused = world.run(&["drain", "only", "-c", CONFIG]);
     assert_eq!(refused.code, Some(3), "{refused:?}");
     assert!(!refused.stderr.is_empty(), "it says why");

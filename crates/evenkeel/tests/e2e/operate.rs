@@ -28,7 +28,9 @@ async fn a_cordoned_server_keeps_what_it_has_and_takes_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn shed_relieves_a_server_down_to_its_number() {
     let mut world = World::new("shed");
-    let evenkeel = world.serve("[fleets.chat.move]\npace = 40\n").await;
+    // Connections younger than 60 reports stay: here 3 s.
+    let config = "[fleets.chat.move]\npace = 40\n[fleets.chat.health]\nreport_interval = \"50ms\"\n";
+    let evenkeel = world.serve(config).await;
     world.join(&evenkeel, &["a", "b"]).await;
     let mut crowd = Crowd::returning_to(evenkeel.gateway);
     crowd.join(120).await;

@@ -209,6 +209,7 @@ impl Crowd {
             watch: self.watch,
             book: Arc::clone(&self.book),
             orders: self.orders.subscribe(),
+            echo_round: self.orders.borrow().echo_round,
         };
         self.joined += 1;
         self.members.spawn(member.stay(client));
@@ -293,6 +294,8 @@ struct Member {
     watch: Stopwatch,
     book: Arc<Mutex<Book>>,
     orders: watch::Receiver<Orders>,
+    /// The last round of echoes that it took part in.
+    echo_round: usize,
 }
 
 impl Member {
@@ -310,7 +313,6 @@ impl Member {
     async fn one_life(&mut self, mut client: Client) -> bool {
         let server = client.server.clone();
         let mut close = Close { code: None, reason: String::new() };
-        let mut echoes = self.orders.borrow_and_update().echo_round;
         loop {
             tokio::select! {
                 changed = self.orders.changed() => {
@@ -321,9 +323,9 @@ impl Member {
                         client.close().await;
                         return false;
                     }
-                    if orders.echo_round > echoes {
-                        echoes = orders.echo_round;
-                        let text = format!("{} of {}", echoes, self.number);
+                    if orders.echo_round > self.echo_round {
+                        self.echo_round = orders.echo_round;
+                        let text = format!("{} of {}", self.echo_round, self.number);
                         let _ = client.socket.send(Message::text(text)).await;
                     }
                 }
