@@ -366,6 +366,9 @@ impl Controller {
                 self.members.get(&server).and_then(|member| member.pulse.suspect_at(&self.config.health));
             next = next.min(at.unwrap_or(next));
         }
+        if self.due.publish.is_some() {
+            self.changed(Publish::Now, now);
+        }
         self.due.health = next;
     }
 

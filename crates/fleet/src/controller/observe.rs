@@ -275,7 +275,7 @@ impl Controller {
             self.memory.booted(took);
         }
         self.event(Some(server), "active", format!("{server} is up"), now);
-        self.changed(Publish::Now, now);
+        self.changed(Publish::Soon, now);
     }
 
     /// Judges one server's health and tells a change.
@@ -303,7 +303,8 @@ impl Controller {
         if self.members.get(server).is_some_and(|member| member.alive) || health == Health::Dead {
             self.event(Some(server), kind, text, now);
         }
-        self.changed(Publish::Now, now);
+        // A broken network makes thousands suspect one by one: they are published together.
+        self.changed(if health == Health::Dead { Publish::Now } else { Publish::Soon }, now);
     }
 
     /// Remembers connections lost with a server.
@@ -326,7 +327,7 @@ impl Controller {
         let (placed, failed) = (per_s(traffic.placed), per_s(traffic.failed));
         traffic.failures.update(failed, now);
         traffic.placements.update(placed, now);
-        let turned = traffic.moving != !moving.is_zero();
+        let turned = traffic.moving == moving.is_zero();
         if turned {
             traffic.moving = !traffic.moving;
             traffic.turned_at = now;

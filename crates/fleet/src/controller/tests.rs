@@ -204,7 +204,7 @@ impl World {
             self.join(server.as_str(), Host { inc: self.now.as_millis(), ..Host::new(capacity, 0) });
         }
         self.close_as_told();
-        if self.now.as_millis() % 1_000 == 0 {
+        if self.now.as_millis().is_multiple_of(1_000) {
             self.report_all();
         }
         self.view();
