@@ -136,20 +136,23 @@ impl Running {
         bail!("it does not listen on {}", self.addr)
     }
 
-    /// CPU time of the process, its children and all their threads, from the scheduler.
-    pub(super) fn cpu_ns(&self) -> Result<u64> {
-        let main = self.child.id();
-        let children = std::fs::read_to_string(format!("/proc/{main}/task/{main}/children"))?;
-        let processes = children.split_whitespace().map(str::to_owned).chain([main.to_string()]);
-        let mut sum = 0;
-        for process in processes {
-            for thread in std::fs::read_dir(format!("/proc/{process}/task"))? {
-                let text = std::fs::read_to_string(thread?.path().join("schedstat"))?;
-                sum += text.split(' ').next().unwrap_or_default().parse::<u64>()?;
-            }
-        }
-        Ok(sum)
+    pub(super) fn id(&self) -> u32 {
+        self.child.id()
     }
+}
+
+/// CPU time of a process, its children and all their threads, from the scheduler.
+pub(super) fn cpu_ns(process: u32) -> Result<u64> {
+    let children = std::fs::read_to_string(format!("/proc/{process}/task/{process}/children"))?;
+    let processes = children.split_whitespace().map(str::to_owned).chain([process.to_string()]);
+    let mut sum = 0;
+    for process in processes {
+        for thread in std::fs::read_dir(format!("/proc/{process}/task"))? {
+            let text = std::fs::read_to_string(thread?.path().join("schedstat"))?;
+            sum += text.split(' ').next().unwrap_or_default().parse::<u64>()?;
+        }
+    }
+    Ok(sum)
 }
 
 impl Drop for Running {
