@@ -162,6 +162,9 @@ pub(crate) struct PrintArgs {
     pub(crate) scalars: Scalars,
 }
 
+/// Clients of the demo where nothing else is asked for.
+pub(crate) const DEMO_CLIENTS: u32 = 2_000;
+
 /// `demo`
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
@@ -177,7 +180,7 @@ pub(crate) struct DemoArgs {
     #[arg(long, value_name = "TIME", default_value = "90s", value_parser = duration)]
     pub(crate) duration: std::time::Duration,
     /// Most clients connected at a time
-    #[arg(long, value_name = "N", default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(10..=1_000_000))]
+    #[arg(long, value_name = "N", default_value_t = DEMO_CLIENTS, value_parser = clap::value_parser!(u32).range(10..=1_000_000))]
     pub(crate) clients: u32,
     /// Stay up at the end and print the URLs
     #[arg(long)]

@@ -10,7 +10,6 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::Context;
 use evenkeel_controller::{AdminConfig, ControllerConfig, ProcessConfig, Provider, Shell};
 use evenkeel_fleet::controller::Registration;
 use evenkeel_fleet::snapshot::{Executor, Table};

@@ -6,6 +6,7 @@ mod ask;
 mod cli;
 mod compose;
 mod config;
+mod demo;
 mod echo;
 mod limits;
 mod order;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<u8> {
     match command {
+        Command::Demo(args) => demo::run(&args),
         Command::Serve(args) => serve::run(&args),
         Command::CheckConfig(args) => source::check(&args.source, &args.scalars),
         Command::PrintConfig(args) => source::print_config(&args),

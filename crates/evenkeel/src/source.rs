@@ -48,7 +48,10 @@ pub(crate) fn check(source: &SourceArgs, scalars: &Scalars) -> anyhow::Result<u8
 
 /// `print-config`
 pub(crate) fn print_config(args: &PrintArgs) -> anyhow::Result<u8> {
-    let settings = settings(&args.source, &args.scalars)?;
+    let settings = match args.demo {
+        true => crate::demo::printed(crate::cli::DEMO_CLIENTS)?,
+        false => settings(&args.source, &args.scalars)?,
+    };
     print!("{}", print::print(&settings)?);
     Ok(exit::OK)
 }

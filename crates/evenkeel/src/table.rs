@@ -3,7 +3,9 @@
 /// Lays out rows under a head. A column whose cells below the head are all numbers is right-aligned.
 pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let mut widths: Vec<usize> = head.iter().map(|cell| cell.chars().count()).collect();
-    let mut numeric = vec![!rows.is_empty(); head.len()];
+    let mut numeric: Vec<bool> = (0..head.len())
+        .map(|column| rows.iter().any(|row| row.get(column).is_some_and(|cell| cell != "-")))
+        .collect();
     for row in rows {
         for (column, cell) in row.iter().enumerate().take(head.len()) {
             widths[column] = widths[column].max(cell.chars().count());

@@ -60,7 +60,8 @@ impl Crowd {
         loop {
             let wanted = *self.wanted.borrow_and_update();
             while started < wanted {
-                let client = Client { number: started, crowd: self.clone(), rng: seeds.fork(u64::from(started)) };
+                let client =
+                    Client { number: started, crowd: self.clone(), rng: seeds.fork(u64::from(started)) };
                 self.tasks.spawn("client", client.live());
                 started += 1;
             }
@@ -87,7 +88,10 @@ impl Client {
         let mut next = 0;
         while self.is_wanted() {
             let begun = self.crowd.clock.now();
-            match timeout(HANDSHAKE, connect(self.crowd.gateway)).await.unwrap_or_else(|_| Err(String::from("timed out"))) {
+            match timeout(HANDSHAKE, connect(self.crowd.gateway))
+                .await
+                .unwrap_or_else(|_| Err(String::from("timed out")))
+            {
                 Ok((socket, server)) => {
                     failures = 0;
                     let opened = self.crowd.clock.now();
@@ -202,10 +206,8 @@ impl Client {
         }
         self.crowd.tally.ended(id, End::Left, self.crowd.clock.now());
         let goodbye = async {
-            let frame = tokio_tungstenite::tungstenite::protocol::CloseFrame {
-                code: 1000.into(),
-                reason: "".into(),
-            };
+            let frame =
+                tokio_tungstenite::tungstenite::protocol::CloseFrame { code: 1000.into(), reason: "".into() };
             if talk.socket.close(Some(frame)).await.is_ok() {
                 while let Some(Ok(_)) = talk.socket.next().await {}
             }

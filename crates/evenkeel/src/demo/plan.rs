@@ -46,11 +46,17 @@ pub(crate) fn check(clients: u32, duration: Duration) -> anyhow::Result<()> {
 }
 
 /// The demo's configuration: short times, free ports, servers that this very program plays.
-pub(crate) fn settings(dir: &Path, clients: u32, ports: Ports) -> anyhow::Result<Settings> {
+pub(crate) fn settings(dir: &Path, clients: u32) -> anyhow::Result<Settings> {
     let program = std::env::current_exe().context("could not find this program's own file")?;
     let program = program.to_str().context("could not use this program's path: it is not UTF-8")?;
-    let file = file(program, clients, &ports);
-    Ok(checked(file, dir)?)
+    let token = dir.join("admin.token");
+    let token = token.to_str().context("could not use the temporary directory: its path is not UTF-8")?;
+    Ok(checked(file(program, token, clients, &Ports::free()?), dir)?)
+}
+
+/// The same with the usual ports and paths, to be printed and started as a file.
+pub(crate) fn printed(clients: u32) -> anyhow::Result<Settings> {
+    Ok(checked(file("evenkeel", "admin.token", clients, &Ports::usual()), Path::new("."))?)
 }
 
 fn checked(file: RawFile, dir: &Path) -> Result<Settings, ConfigError> {
@@ -59,16 +65,16 @@ fn checked(file: RawFile, dir: &Path) -> Result<Settings, ConfigError> {
 
 /// Where the demo listens.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Ports {
+struct Ports {
     /// The admin listener: fixed beforehand, because the servers' command names it.
-    pub(crate) admin: SocketAddr,
+    admin: SocketAddr,
     /// The gateway.
-    pub(crate) gateway: SocketAddr,
+    gateway: SocketAddr,
 }
 
 impl Ports {
     /// Free ports of the loopback address.
-    pub(crate) fn free() -> anyhow::Result<Self> {
+    fn free() -> anyhow::Result<Self> {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         // Held for a moment and given back: the kernel does not hand them out again so soon.
         let held = evenkeel_runtime::listen(any, "demo")?;
@@ -76,7 +82,7 @@ impl Ports {
     }
 
     /// Those of a printed configuration.
-    pub(crate) fn printed() -> Self {
+    fn usual() -> Self {
         Self {
             admin: SocketAddr::from(([127, 0, 0, 1], 9900)),
             gateway: SocketAddr::from(([127, 0, 0, 1], 8080)),
@@ -84,12 +90,24 @@ impl Ports {
     }
 }
 
-fn file(program: &str, clients: u32, ports: &Ports) -> RawFile {
+fn file(program: &str, token: &str, clients: u32, ports: &Ports) -> RawFile {
     let capacity = capacity(clients).to_string();
     let admin = format!("http://{}", ports.admin);
     let command = [
-        program, "echo", "--listen", "127.0.0.1:{port}", "--id", "{id}", "--capacity", &capacity, "--join", &admin,
-        "--token-file", "admin.token", "--log-level", "warn",
+        program,
+        "echo",
+        "--listen",
+        "127.0.0.1:{port}",
+        "--id",
+        "{id}",
+        "--capacity",
+        &capacity,
+        "--join",
+        &admin,
+        "--token-file",
+        token,
+        "--log-level",
+        "warn",
     ];
     let fleet = RawFleet {
         speed: Some(Value::Float(SPEED)),
@@ -203,7 +221,7 @@ mod tests {
 
     #[test]
     fn demo_configuration_is_one_that_a_file_could_hold() {
-        let settings = settings(Path::new("."), 2_000, Ports::printed()).unwrap();
+        let settings = printed(2_000).unwrap();
         let printed = config::print::print(&settings).unwrap();
         let again = config::from_text(&printed, "printed", Path::new("."), &Overrides::default()).unwrap();
         assert_eq!(again, settings);

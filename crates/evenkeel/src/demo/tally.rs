@@ -114,7 +114,13 @@ impl Tally {
     }
 
     /// A handshake succeeded. `after` is how the client's connection before this one ended.
-    pub(crate) fn opened(&self, server: String, begun: Instant, opened: Instant, after: Option<&End>) -> SessionId {
+    pub(crate) fn opened(
+        &self,
+        server: String,
+        begun: Instant,
+        opened: Instant,
+        after: Option<&End>,
+    ) -> SessionId {
         let mut book = self.book();
         let counts = &mut book.counts;
         counts.connected += 1;
