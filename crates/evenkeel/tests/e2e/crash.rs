@@ -32,6 +32,7 @@ async fn a_drain_resumes_after_the_controller_was_killed() {
     until("b is empty", Duration::from_secs(5), || async { (direct.alive() == 0).then_some(()) }).await;
     let ended = direct.ended();
     assert!(ended.iter().all(|ended| ended.close.code == Some(1012)), "{ended:?}");
+    evenkeel.wait_open().await;
     let mut crowd = Crowd::at(evenkeel.gateway);
     crowd.join(40).await;
     assert_eq!(crowd.on("b"), 0, "the resumed order still holds: {:?}", crowd.by_server());
@@ -52,6 +53,7 @@ async fn servers_outlive_a_kill_and_are_adopted_neither_orphaned_nor_started_twi
     assert_eq!(world.provided(), before, "the servers outlive the kill");
     evenkeel.restart(&world).await;
     assert_eq!(crate::scale::wait_servers(&evenkeel, 3).await, ids, "the same servers under the same ids");
+    evenkeel.wait_open().await;
     let mut again = Crowd::at(evenkeel.gateway);
     again.join(60).await;
     assert!(again.by_server().values().all(|count| *count >= 18), "{:?}", again.by_server());
@@ -70,6 +72,7 @@ async fn a_cordon_outlives_the_controller() {
     evenkeel.restart(&world).await;
     evenkeel.wait_active(&["a"]).await;
     evenkeel.wait_state("b", "cordoned", Duration::from_secs(10)).await;
+    evenkeel.wait_open().await;
     let mut crowd = Crowd::at(evenkeel.gateway);
     crowd.join(20).await;
     assert_eq!(crowd.on("a"), 20);

@@ -11,6 +11,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use super::admin::Admin;
+use super::client::Client;
 use super::process::{self, Process};
 use super::time::until;
 
@@ -227,6 +228,15 @@ impl Evenkeel {
             ids.iter().all(active).then_some(())
         })
         .await;
+    }
+
+    /// Waits until a client can connect. A controller that starts again keeps its table back until gateways and
+    /// servers had time to speak, and is ready before that.
+    pub(crate) async fn wait_open(&self) {
+        until("a client can connect", START, || async { Client::connect(self.gateway).await.ok() })
+            .await
+            .close()
+            .await;
     }
 
     /// Waits until a server is in a state.
