@@ -323,12 +323,12 @@ impl Member {
 
     /// What a server of that state is told when nothing is to leave it.
     pub(super) fn at_rest(&self, config: &FleetConfig) -> Want {
-        let state = self.state();
-        let (state, target) = match state {
-            State::Starting | State::Active => (State::Active, Connections::MAX),
-            State::Cordoned => (State::Cordoned, Connections::MAX),
-            State::Draining | State::Drained => (State::Draining, Connections::ZERO),
-            State::Stopped => (State::Stopped, Connections::ZERO),
+        // By the intent alone: a server that was not heard yet in this life is wanted as it was before.
+        let (state, target) = match self.intent {
+            Some(Intent::Shed { .. }) | None => (State::Active, Connections::MAX),
+            Some(Intent::Cordon) => (State::Cordoned, Connections::MAX),
+            Some(Intent::Drain { .. }) => (State::Draining, Connections::ZERO),
+            Some(Intent::Stop { .. }) => (State::Stopped, Connections::ZERO),
         };
         Want {
             fence: self.want.fence,
@@ -354,6 +354,8 @@ impl Member {
             return Shown::Gone;
         }
         match (self.executor, &self.report) {
+            // Not heard since a restart: it may have an agent, and connections that no gateway carries.
+            (Executor::Gateways, _) if !self.alive => Shown::Unknown,
             (Executor::Gateways, _) => Shown::Gateways,
             (Executor::Agent, None) => Shown::Unknown,
             (Executor::Agent, Some(newest)) => {
