@@ -179,7 +179,7 @@ struct Slot {
     refused: u32,
     /// Nothing but probation keeps it closed.
     trial: bool,
-    /// Nothing but death by our own evidence (or by an old snapshot) keeps it closed.
+    /// Nothing but death by our own evidence, not shared by the controller, or by an old snapshot keeps it closed.
     probe: bool,
 }
 
@@ -530,7 +530,8 @@ impl Gateway {
         slot.wishes(heard_until.is_some(), now, &mut server.ceilings);
         let on_probation = self.probation.is_on(index as u32);
         slot.trial = on_probation && server.ceilings.iter().all(|ceiling| ceiling.cause.permits());
-        slot.probe = slot.dead_here.is_some() || stale && slot.view.health != Health::Ok;
+        let dead_there = slot.view.health == Health::Dead;
+        slot.probe = slot.dead_here.is_some() && !dead_there || stale && slot.view.health != Health::Ok;
         slot.probe &= server
             .ceilings
             .iter()

@@ -13,6 +13,9 @@ use crate::scenario::Cpu;
 /// Accepts are counted over this, as the figures of the product are.
 pub(crate) const PEAK_OVER: Duration = Duration::from_millis(500);
 
+/// CPU share that counts as full by default.
+pub(crate) const CPU_FULL: f64 = 0.9;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Status {
     /// It works.
@@ -54,6 +57,9 @@ pub(crate) struct Host {
     cost: f64,
     base: f64,
     noise: Noise,
+    measured_at: Instant,
+    /// CPU time of work that waits.
+    backlog_s: f64,
 }
 
 #[derive(Debug)]
@@ -68,6 +74,12 @@ struct Noise {
 impl Host {
     pub(crate) fn new(id: ServerId, capacity: u32, gateways: u32, cpu: &Cpu, mut rng: Rng, now: Instant) -> Self {
         let spread = 1.0 + cpu.spread * (2.0 * rng.unit() - 1.0);
+        let cost = cpu.cost * spread;
+        let capacity = if cpu.declared && cost > 0.0 {
+            capacity.min(((CPU_FULL - cpu.base) / cost).max(1.0) as u32)
+        } else {
+            capacity
+        };
         let noise = Noise {
             level: 0.0,
             deviation: cpu.noise,
@@ -94,9 +106,11 @@ impl Host {
             totals: Totals::default(),
             recent: VecDeque::new(),
             young: VecDeque::new(),
-            cost: cpu.cost * spread,
+            cost,
             base: cpu.base,
             noise,
+            measured_at: now,
+            backlog_s: 0.0,
         }
     }
 
@@ -119,6 +133,7 @@ impl Host {
         self.inbox.clear();
         self.totals = Totals::default();
         self.wake_at = None;
+        (self.measured_at, self.backlog_s) = (now, 0.0);
         // The fence is the controller's to keep over lives; a process starts without one.
         self.obeyed = None;
     }
@@ -150,7 +165,8 @@ impl Host {
         let nth = match age {
             Age::Any => Some(rng.below(u64::from(total)) as u32).filter(|nth| *nth < young),
             Age::Newest => young.checked_sub(1),
-            Age::Old => None,
+            // The oldest that are told apart, once the others are gone.
+            Age::Old => (young == total && young > 0).then_some(0),
         };
         let Some(second) = nth.and_then(|nth| self.take_young(nth)) else { return KEPT };
         now.since(Instant::from_millis(second * 1_000))
@@ -202,10 +218,20 @@ impl Host {
         (self.cost > 0.0 || self.base > 0.0).then(|| self.base + self.cost * f64::from(self.total()))
     }
 
-    /// What it measures now.
+    /// What it measured since it last did. A CPU does no more than it can; what comes above that waits, and is
+    /// done when less comes.
     pub(crate) fn measure(&mut self, now: Instant) -> Measures {
+        /// Work that waits longer is given up: clients no longer want it.
+        const BACKLOG_MAX_S: f64 = 2.0;
+        let passed = now.since(self.measured_at).as_secs_f64();
+        self.measured_at = now;
         let noise = self.noise.next(now);
-        let cpu = self.load().map(|load| (load * (1.0 + noise)).clamp(0.0, 1.0));
+        let cpu = self.load().filter(|_| passed > 0.0).map(|load| {
+            let work = load * (1.0 + noise).max(0.0) * passed + self.backlog_s;
+            let done = work.min(passed);
+            self.backlog_s = (work - done).min(BACKLOG_MAX_S);
+            done / passed
+        });
         Measures { cpu, ..Measures::default() }
     }
 }
@@ -220,7 +246,7 @@ pub(crate) enum Age {
     Any,
     /// The last accepted.
     Newest,
-    /// One that is not among the young.
+    /// An old one.
     Old,
 }
 
@@ -239,4 +265,26 @@ fn agent(id: &ServerId, capacity: u32, life: u64, rng: Rng, now: Instant) -> Age
     let profile = Profile { capacity: Some(Connections(capacity)), ..Profile::at(format!("ws://{id}.sim:80")) };
     let config = AgentConfig { id: id.clone(), inc: Incarnation(life), profile, caps: Vec::new() };
     Agent::new(config, rng, now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn noise_keeps_its_deviation_and_forgets_over_its_correlation_time() {
+        let mut noise = Noise {
+            level: 0.0,
+            deviation: 0.3,
+            correlation: Duration::from_secs(5),
+            at: Instant::ZERO,
+            rng: Rng::new(3),
+        };
+        let series: Vec<f64> = (1..=200_000).map(|second| noise.next(Instant::from_millis(second * 1_000))).collect();
+        let mean = |values: &mut dyn Iterator<Item = f64>| values.sum::<f64>() / series.len() as f64;
+        let deviation = mean(&mut series.iter().map(|level| level * level)).sqrt();
+        assert!((deviation - 0.3).abs() < 0.01, "{deviation}");
+        let after_5_s = mean(&mut series.iter().zip(&series[5..]).map(|(a, b)| a * b)) / (deviation * deviation);
+        assert!((after_5_s - (-1.0f64).exp()).abs() < 0.02, "{after_5_s}");
+    }
 }

@@ -13,6 +13,8 @@ use crate::outcome::Violation;
 
 /// Moves are counted over windows of this.
 const WINDOW: Duration = Duration::from_secs(10);
+/// A gateway takes the controller for gone after so long.
+const OLD_AFTER: Duration = Duration::from_secs(3);
 /// More violations of one run say nothing new.
 const KEPT: usize = 20;
 
@@ -49,7 +51,10 @@ impl Oracle {
             let at = snapshot.servers.binary_search_by(|view| view.id.cmp(server)).ok()?;
             snapshot.servers.get(at)
         });
+        // Old news of a death may be tried; somebody has to find out when it ends while the controller is gone.
+        let old = known.is_some_and(|snapshot| now.since(snapshot.at) > OLD_AFTER);
         match view {
+            Some(view) if view.state == State::Active && old => {}
             Some(view) if view.state != State::Active || view.health == Health::Dead => {
                 let (state, health) = (view.state, view.health.as_str());
                 self.note("placed", format!("placed on {server}, known to be {state} and {health}"), now);

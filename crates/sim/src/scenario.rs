@@ -166,6 +166,9 @@ pub struct Cpu {
     pub base: f64,
     /// Servers differ in cost by ± this share, evenly spread. Default 0.
     pub spread: f64,
+    /// Whether servers declare at most what their cost lets them hold at the default full mark. Default true;
+    /// otherwise it has to be learned.
+    pub declared: bool,
     /// Standard deviation of the noise as a share of the load. Default 0.
     pub noise: f64,
     /// Correlation time of the noise. Default 5 s.
@@ -175,7 +178,7 @@ pub struct Cpu {
 
 impl Default for Cpu {
     fn default() -> Self {
-        Self { cost: 0.0, base: 0.0, spread: 0.0, noise: 0.0, correlation: Duration::from_secs(5) }
+        Self { cost: 0.0, base: 0.0, spread: 0.0, declared: true, noise: 0.0, correlation: Duration::from_secs(5) }
     }
 }
 

@@ -11,7 +11,7 @@ use evenkeel_model::{Connections, Instant, Rng, ServerId, State};
 
 use crate::front::Front;
 use crate::handshake::{Client, Shaken};
-use crate::host::{Host, PEAK_OVER, Status};
+use crate::host::{CPU_FULL, Host, PEAK_OVER, Status};
 use crate::network::Network;
 use crate::node::Node;
 use crate::oracle::Oracle;
@@ -286,6 +286,7 @@ impl World {
                 if let Some(host) = self.up(&server) {
                     self.hosts[host].sinkhole = true;
                     self.watch.sinkhole = Some((now, host));
+                    (self.watch.swallowed, self.watch.swallowed_until) = (None, None);
                     self.schedule(now + lasts, Event::Cured(host));
                 }
             }
@@ -341,7 +342,9 @@ impl World {
 
     fn cured(&mut self, host: usize) {
         self.hosts[host].sinkhole = false;
-        self.watch.swallowed_until = self.watch.sinkhole.map(|(_, host)| self.swallowed(host));
+        if self.watch.sinkhole.is_some_and(|(_, watched)| watched == host) {
+            self.watch.swallowed_until = Some(self.swallowed(host));
+        }
     }
 
     /// Its accepts and everybody's.
@@ -411,10 +414,9 @@ impl World {
         self.hosts.iter().filter(|host| host.joined.is_some()).all(|host| host.utilisation() >= FAIR * level)
     }
 
-    /// The score a server would have without noise, at the default full mark of CPU.
+    /// The score a server would have without noise.
     fn true_score(&self, host: usize) -> f64 {
-        let full = self.scenario.policy().score.cpu_full;
-        self.hosts[host].load().map_or(0.0, |load| load / full).max(self.hosts[host].utilisation())
+        self.hosts[host].load().map_or(0.0, |load| load / CPU_FULL).max(self.hosts[host].utilisation())
     }
 
     fn since_start(&self, at: Instant) -> f64 {
@@ -458,11 +460,11 @@ impl World {
                     .then(|| watch.hot_until.map_or(0.0, |until| (until + LOOK_EACH).since(at).as_secs_f64())),
             }),
             sinkhole: watch.sinkhole.map(|(at, host)| {
-                let (its, all) = watch.swallowed.unwrap_or_default();
-                let (its_until, all_until) = watch.swallowed_until.unwrap_or_else(|| self.swallowed(host));
+                let until = watch.swallowed_until.unwrap_or_else(|| self.swallowed(host));
+                let (its, all) = watch.swallowed.unwrap_or(until);
                 Sinkhole {
                     at_s: self.since_start(at),
-                    share: (its_until - its) as f64 / (all_until - all).max(1) as f64,
+                    share: until.0.saturating_sub(its) as f64 / until.1.saturating_sub(all).max(1) as f64,
                 }
             }),
             peak_over_cap: f64::from(peak) / cap,

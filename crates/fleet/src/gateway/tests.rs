@@ -306,6 +306,19 @@ fn a_fleet_found_dead_is_tried_once_a_second_until_it_answers() {
 }
 
 #[test]
+fn a_server_that_the_controller_calls_dead_is_tried_only_once_the_controller_is_gone() {
+    let dead = || with(server("a", 9), |view| view.health = Health::Dead);
+    let mut front = Front::new(vec![server("a", 9)]);
+    front.fail(Failure::Refused);
+    front.install(vec![dead()]);
+    front.pass(2_900);
+    assert_eq!(front.place(), Err(Refusal::NothingOpen));
+    front.pass(300);
+    assert_eq!(front.placed_on(), "a");
+    assert_eq!(front.place(), Err(Refusal::NothingOpen), "once a second");
+}
+
+#[test]
 fn a_server_that_says_draining_is_left_alone_and_counted_as_no_trouble() {
     let mut front = Front::new(vec![server("a", 9), server("b", 9)]);
     assert_eq!(front.fail(Failure::Draining), "a");
