@@ -3,6 +3,7 @@
 //! Fields are only added. Counts are whole connections, `*_ms` are durations except `at_ms` (Unix time).
 
 use evenkeel_fleet::controller::{Explanation, Said, ServerStatus};
+use evenkeel_model::report::CONNECTIONS_MAX;
 use evenkeel_model::{Desired, FleetId};
 use serde::{Deserialize, Serialize};
 
@@ -210,7 +211,8 @@ impl DesiredState {
             generation: desired.fence.generation.get(),
             lease_ms: millis(desired.lease),
             state: desired.state.to_string(),
-            target: desired.target.get(),
+            // The bound of the wire; "no limit" and the bound mean the same.
+            target: desired.target.get().min(CONNECTIONS_MAX as u32),
             moves_per_s: desired.moves_per_s.get(),
             deadline_ms: desired.deadline.map(millis),
             select: desired.select.as_str().to_owned(),

@@ -1,0 +1,275 @@
+//! The dialogue of INTERFACES §3, by an agent written from that page alone.
+
+use evenkeel_model::Duration;
+use futures_util::{SinkExt, StreamExt};
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::{Error, Message};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+
+use crate::kit::{PATIENCE, World, fleet};
+
+struct Agent(WebSocketStream<MaybeTlsStream<TcpStream>>);
+
+fn hello(id: &str, inc: u64) -> Value {
+    json!({"op": "hello", "ver": 1, "id": id, "inc": inc, "url": "ws://127.0.0.1:9001", "capacity": 100, "caps": []})
+}
+
+fn report(inc: u64, seq: u64, connections: u32) -> Value {
+    json!({"op": "report", "inc": inc, "seq": seq, "connections": connections, "movable": 0, "cpu": 0.1, "unknown": 1, "memory": null})
+}
+
+impl Agent {
+    async fn dial(world: &World) -> Self {
+        let mut request = format!("ws://{}/v1/agent", world.addr).into_client_request().unwrap();
+        let bearer = format!("Bearer {}", world.token).parse().unwrap();
+        request.headers_mut().insert("Authorization", bearer);
+        Self(connect_async(request).await.unwrap().0)
+    }
+
+    /// Dials and is welcome.
+    async fn welcome(world: &World, id: &str, inc: u64) -> Self {
+        let mut agent = Self::dial(world).await;
+        agent.say(&hello(id, inc)).await;
+        agent.hear("welcome").await;
+        agent
+    }
+
+    async fn say(&mut self, message: &Value) {
+        self.text(&message.to_string()).await;
+    }
+
+    async fn text(&mut self, text: &str) {
+        self.0.send(Message::text(text)).await.unwrap();
+    }
+
+    async fn frame(&mut self) -> Message {
+        let frame =
+            tokio::time::timeout(PATIENCE, self.0.next()).await.expect("the controller says something");
+        frame.expect("the link is open").unwrap()
+    }
+
+    /// The next message of that name.
+    async fn hear(&mut self, op: &str) -> Value {
+        loop {
+            if let Message::Text(text) = self.frame().await {
+                let message: Value = serde_json::from_str(&text).unwrap();
+                if message["op"] == op {
+                    return message;
+                }
+                assert_eq!(message["op"], "desired", "waiting for {op}");
+            }
+        }
+    }
+
+    /// The next order that is as `wanted`.
+    async fn desired(&mut self, wanted: impl Fn(&Value) -> bool) -> Value {
+        loop {
+            let desired = self.hear("desired").await;
+            if wanted(&desired) {
+                return desired;
+            }
+        }
+    }
+
+    /// The Close, after whatever else.
+    async fn closed(&mut self) -> (u16, String) {
+        loop {
+            if let Message::Close(Some(close)) = self.frame().await {
+                return (close.code.into(), close.reason.to_string());
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn link_needs_the_token() {
+    let world = World::with_servers(&[]).await;
+    match connect_async(format!("ws://{}/v1/agent", world.addr)).await {
+        Err(Error::Http(response)) => assert_eq!(response.status().as_u16(), 401),
+        other => panic!("{other:?}"),
+    }
+    let plain = world.get("/v1/agent").await;
+    assert_eq!(plain.status, 426, "{plain:?}");
+    world.end().await;
+}
+
+#[tokio::test]
+async fn hello_is_welcome_and_each_report_renews_the_lease() {
+    let world = World::with_servers(&[]).await;
+    let mut agent = Agent::dial(&world).await;
+    agent.say(&hello("s1", 7)).await;
+    let welcome = agent.hear("welcome").await;
+    assert!(welcome["now_ms"].as_u64().unwrap() > 1_700_000_000_000, "{welcome}");
+    assert_eq!((&welcome["report_ms"], &welcome["keys"]), (&1000.into(), &json!([])), "{welcome}");
+    let first = agent.hear("desired").await;
+    assert_eq!((&first["state"], &first["lease_ms"]), (&"active".into(), &5000.into()), "{first}");
+    for seq in 1..4 {
+        agent.say(&report(7, seq, 12)).await;
+        let again = agent.hear("desired").await;
+        assert_eq!((&again["epoch"], &again["state"]), (&first["epoch"], &first["state"]));
+    }
+    let server = world.peer().wait_for_server("s1", |server| server["state"] == "active").await;
+    assert_eq!(
+        (&server["connections"], &server["inc"], &server["health"]),
+        (&12.into(), &7.into(), &"ok".into())
+    );
+    world.end().await;
+}
+
+#[tokio::test]
+async fn drain_is_told_at_once_and_applied_is_taken() {
+    let world = World::with_servers(&[]).await;
+    let mut agent = Agent::welcome(&world, "s1", 1).await;
+    agent.say(&report(1, 1, 3)).await;
+    let ordered = world.post("/v1/servers/s1/drain", "{\"force\": true}").await;
+    assert_eq!(ordered.status, 200, "{ordered:?}");
+    let desired = agent.desired(|desired| desired["state"] == "draining").await;
+    assert_eq!(
+        (&desired["gen"], &desired["epoch"]),
+        (&ordered.json()["desired"]["gen"], &ordered.json()["desired"]["epoch"])
+    );
+    let fence = |op: &str| json!({"op": op, "epoch": desired["epoch"], "gen": desired["gen"]});
+    agent.say(&fence("applied")).await;
+    agent.say(&json!({"op": "event", "events": [{"rid": "r", "state": "connected"}]})).await;
+    agent.say(&json!({"op": "moved", "mid": "m", "result": "nak", "why": "busy"})).await;
+    agent.say(&report(1, 2, 0)).await;
+    agent.say(&fence("drained")).await;
+    world.peer().wait_for_server("s1", |server| server["state"] == "drained").await;
+    let metrics = world.get("/metrics").await.body;
+    assert!(
+        metrics.contains("evenkeel_controller_moves_total{fleet=\"chat\",result=\"nak\"} 1"),
+        "{metrics}"
+    );
+    world.end().await;
+}
+
+#[tokio::test]
+async fn unusable_message_is_answered_with_error_and_close_1008() {
+    let world = World::with_servers(&[]).await;
+    for (first, text, code) in [
+        (false, "{", "bad_message"),
+        (false, "[]", "bad_message"),
+        (false, r#"{"op": "report", "inc": 1, "seq": 1, "connections": 0, "movable": 0}"#, "unexpected"),
+        (
+            false,
+            r#"{"op": "hello", "ver": 2, "id": "x", "inc": 1, "url": "ws://a:1", "caps": []}"#,
+            "unsupported_version",
+        ),
+        (false, r#"{"op": "hello", "ver": 1, "id": "x", "inc": 1, "caps": []}"#, "missing_field"),
+        (
+            false,
+            r#"{"op": "hello", "ver": 1, "id": "x", "inc": 1, "url": "wss://a:1", "caps": []}"#,
+            "bad_field",
+        ),
+        (
+            false,
+            r#"{"op": "hello", "ver": 1, "id": "x", "inc": 1, "url": "ws://a:1", "caps": [], "fleet": "nope"}"#,
+            "unknown_fleet",
+        ),
+        (true, r#"{"op": "sing"}"#, "unknown_op"),
+        (
+            true,
+            r#"{"op": "report", "inc": 1, "seq": 1, "connections": 0, "movable": 0, "cpu": NaN}"#,
+            "bad_message",
+        ),
+        (
+            true,
+            r#"{"op": "report", "inc": 1, "seq": 1, "connections": 0, "movable": 0, "cpu": -1}"#,
+            "bad_field",
+        ),
+        (true, r#"{"op": "report", "inc": 2, "seq": 1, "connections": 0, "movable": 0}"#, "bad_field"),
+    ] {
+        let mut agent = if first { Agent::welcome(&world, "s1", 1).await } else { Agent::dial(&world).await };
+        agent.text(text).await;
+        let error = agent.hear("error").await;
+        assert!(!error["why"].as_str().unwrap().is_empty(), "{text} {error}");
+        assert_eq!(agent.closed().await, (1008, format!("ek:{code}")), "{text}");
+        // Its link is gone, so the same life is welcome again.
+        world.peer().get("/v1/servers").await;
+    }
+    let mut agent = Agent::dial(&world).await;
+    agent.0.send(Message::binary(vec![1, 2, 3])).await.unwrap();
+    assert_eq!(agent.closed().await, (1008, String::from("ek:bad_message")));
+    world.end().await;
+}
+
+#[tokio::test]
+async fn older_or_doubled_life_is_told_stale_and_may_go_on_with_a_higher_one() {
+    let world = World::with_servers(&[]).await;
+    let mut first = Agent::welcome(&world, "s1", 5).await;
+    let mut second = Agent::dial(&world).await;
+    for inc in [4, 5] {
+        second.say(&hello("s1", inc)).await;
+        let stale = second.hear("stale").await;
+        assert_eq!(stale["known"], 5, "{stale}");
+    }
+    second.say(&hello("s1", 6)).await;
+    second.hear("welcome").await;
+    assert_eq!(first.closed().await, (1008, String::from("ek:replaced")));
+    world.end().await;
+}
+
+#[tokio::test]
+async fn agent_that_lost_its_link_comes_back_with_its_own_life() {
+    let world = World::with_servers(&[]).await;
+    let mut agent = Agent::welcome(&world, "s1", 5).await;
+    agent.say(&report(5, 1, 4)).await;
+    let peer = world.peer();
+    peer.wait_for_server("s1", |server| server["state"] == "active").await;
+    drop(agent);
+    peer.wait_for_server("s1", |server| server["health"] == "suspect").await;
+    let mut agent = Agent::welcome(&world, "s1", 5).await;
+    agent.say(&report(5, 2, 4)).await;
+    peer.wait_for_server("s1", |server| server["health"] == "ok").await;
+    world.end().await;
+}
+
+#[tokio::test]
+async fn silent_agent_is_suspect_while_its_link_stays() {
+    let world = World::with_servers(&[]).await;
+    let mut agent = Agent::welcome(&world, "s1", 1).await;
+    agent.say(&report(1, 1, 4)).await;
+    let peer = world.peer();
+    peer.wait_for_server("s1", |server| server["health"] == "ok" && server["state"] == "active").await;
+    peer.wait_for_server("s1", |server| server["health"] == "suspect").await;
+    agent.say(&report(1, 2, 4)).await;
+    peer.wait_for_server("s1", |server| server["health"] == "ok").await;
+    world.end().await;
+}
+
+#[tokio::test]
+async fn too_long_a_message_ends_the_link() {
+    let world = World::with_servers(&[]).await;
+    let mut agent = Agent::welcome(&world, "s1", 1).await;
+    agent.text(&format!("{{\"op\": \"report\", \"x\": \"{}\"}}", "x".repeat(70_000))).await;
+    let ended = async { while let Some(Ok(_)) = agent.0.next().await {} };
+    tokio::time::timeout(PATIENCE, ended).await.expect("the link ends");
+    world.end().await;
+}
+
+#[tokio::test]
+async fn fleet_of_a_hello_decides_where_there_are_several() {
+    let world = World::with_fleets(vec![fleet("chat", &["a"]), fleet("game", &[])]).await;
+    let mut agent = Agent::dial(&world).await;
+    agent.say(&hello("new", 1)).await;
+    assert_eq!(agent.closed().await, (1008, String::from("ek:missing_field")));
+    let mut agent = Agent::dial(&world).await;
+    let mut stolen = hello("a", 1);
+    stolen["fleet"] = "game".into();
+    agent.say(&stolen).await;
+    assert_eq!(agent.closed().await, (1008, String::from("ek:forbidden")));
+    // A configured server need not say it.
+    Agent::welcome(&world, "a", 1).await;
+    world.end().await;
+}
+
+#[tokio::test]
+async fn stop_of_the_controller_ends_links_promptly() {
+    let world = World::with_servers(&[]).await;
+    let mut agent = Agent::welcome(&world, "s1", 1).await;
+    tokio::time::timeout(Duration::from_secs(10), world.end()).await.expect("it ends");
+    let ended = async { while let Some(Ok(_)) = agent.0.next().await {} };
+    tokio::time::timeout(PATIENCE, ended).await.expect("the link ends");
+}
