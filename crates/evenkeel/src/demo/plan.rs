@@ -8,7 +8,9 @@ use std::time::Duration;
 use anyhow::Context;
 use toml::Value;
 
-use crate::config::raw::{RawAdmin, RawFile, RawFleet, RawGateway, RawMove, RawProvider, RawScale};
+use crate::config::raw::{
+    RawAdmin, RawFile, RawFleet, RawGateway, RawHealth, RawMove, RawProvider, RawScale,
+};
 use crate::config::unit::show_duration;
 use crate::config::{self, ConfigError, Overrides, Settings};
 use crate::limits;
@@ -111,6 +113,8 @@ fn file(program: &str, token: &str, clients: u32, ports: &Ports) -> RawFile {
     ];
     let fleet = RawFleet {
         speed: Some(Value::Float(SPEED)),
+        // Servers let go of connections older than 60 reports: here six seconds.
+        health: Some(RawHealth { report_interval: text("100ms"), ..RawHealth::default() }),
         provider: Some(RawProvider {
             kind: text("process"),
             command: Some(Value::Array(command.map(|word| Value::String(word.to_owned())).to_vec())),
