@@ -5,10 +5,10 @@
 //! | what time is it, wake me then | [`clock`] |
 //! | leave in order: run, drain, stop | [`shutdown`] |
 //! | a named task, awaited at the end | [`tasks`] |
-//! | a listening socket, or an error that names the setting | [`listen`] |
+//! | a listening socket, or an error that names the setting | [`mod@listen`] |
 //! | structured logs on stderr | [`log`] |
 //! | counters and gauges by one list of names | [`metrics`] |
-//! | a file that is either old or new, never half | [`file`] |
+//! | a file that is either old or new, never half | [`mod@file`] |
 //!
 //! Nothing here decides anything about fleets. Knows of the project's crates only `evenkeel_model`.
 

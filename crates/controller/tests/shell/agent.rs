@@ -1,4 +1,4 @@
-//! The dialogue of INTERFACES §3, by an agent written from that page alone.
+//! The dialogue of an agent (docs/reference), by one that was written from the description alone.
 
 use evenkeel_model::Duration;
 use futures_util::{SinkExt, StreamExt};

@@ -1,4 +1,4 @@
-//! The controller on real sockets and real processes: what INTERFACES §2 and §3 promise to operators, agents and
+//! The controller on real sockets and real processes: what docs/reference promises to operators, agents and
 //! whoever posts reports.
 
 mod admin;
