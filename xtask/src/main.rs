@@ -5,6 +5,7 @@
 
 mod bench;
 mod ci;
+mod peers;
 mod run;
 mod test;
 mod tidy;

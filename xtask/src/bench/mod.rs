@@ -18,7 +18,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 
 use self::proxies::Proxy;
-use crate::run;
+use crate::{peers, run};
 
 /// What is measured.
 #[derive(Clone, clap::Subcommand)]
@@ -69,6 +69,9 @@ pub(crate) fn bench(bench: &Bench) -> Result<()> {
 const SERVERS: usize = 8;
 
 fn gateway(options: &Options) -> Result<()> {
+    if let Err(error) = peers::ensure(&[peers::HAPROXY, peers::NGINX]) {
+        eprintln!("{error:#}");
+    }
     let release = run::target_dir().join("release");
     run::run(run::cargo(&["build", "--release", "--package", "xtask"]))?;
     let evenkeel = match &options.evenkeel {

@@ -138,7 +138,7 @@ fn frame_at(bytes: &[u8]) -> Option<(usize, usize)> {
     }
 }
 
-#[derive(PartialEq)]
+#[derive(Clone, Copy, PartialEq)]
 enum Masked {
     Yes,
     No,

@@ -43,7 +43,7 @@ const RULES: &[Rule] = &[
         ours: &["model", "fleet", "protocol", "runtime", "gateway", "controller", "agent", "sim"],
         others: None,
     },
-    Rule { name: "xtask", ours: &[], others: None },
+    Rule { name: "xtask", ours: &["protocol"], others: None },
 ];
 
 /// What cargo knows of the workspace.

@@ -36,6 +36,7 @@ pub(crate) fn wait_until(what: &str, mut met: impl FnMut() -> bool) {
     let until = clock.now() + SOON;
     while !met() {
         assert!(clock.now() < until, "did not come within {SOON:?}: {what}");
+        // sleep: between two looks.
         std::thread::sleep(Duration::from_millis(2));
     }
 }
