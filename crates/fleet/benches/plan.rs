@@ -81,10 +81,10 @@ impl Fleet {
         Self { controller, servers, seq: 0, now }
     }
 
-    /// All servers report anew; half a second later a round is due.
+    /// All servers report anew; a second later a round is due.
     fn report(&mut self) {
         self.seq += 1;
-        self.now = self.now + Duration::from_millis(1_000);
+        self.now = self.now + Duration::from_millis(50);
         for (server, connections) in &self.servers {
             let measures =
                 Measures { cpu: Some(0.4), memory: Some(0.3), lag_ms: Some(2.0), ..Measures::default() };
@@ -100,7 +100,7 @@ impl Fleet {
             self.controller.handle(Input::Reported { server: server.clone(), report }, self.now);
         }
         while self.controller.poll_output().is_some() {}
-        self.now = self.now + Duration::from_millis(1_300);
+        self.now = self.now + Duration::from_millis(1_050);
     }
 
     fn round(&mut self) -> usize {

@@ -57,17 +57,21 @@ impl Pulse {
         self.dead |= self.failed_checks >= config.dead_after;
     }
 
-    /// Judges anew and says the health if it changed.
-    pub fn judge(&mut self, now: Instant, config: &HealthConfig) -> Option<Health> {
+    /// What it is now, if that is not what it was judged last.
+    #[must_use]
+    pub fn turned(&self, now: Instant, config: &HealthConfig) -> Option<Health> {
         let silent = self.silent(now).is_some_and(|silent| silent >= config.suspect_after);
         let next = match (self.dead, self.broken || silent) {
             (true, _) => Health::Dead,
             (false, true) => Health::Suspect,
             (false, false) => Health::Ok,
         };
-        if next == self.health {
-            return None;
-        }
+        (next != self.health).then_some(next)
+    }
+
+    /// Judges anew and says the health if it changed.
+    pub fn judge(&mut self, now: Instant, config: &HealthConfig) -> Option<Health> {
+        let next = self.turned(now, config)?;
         self.health = next;
         self.since = now;
         Some(next)

@@ -358,18 +358,18 @@ impl Controller {
         for member in self.members.values_mut() {
             member.seen.retain(|seen| gateways.contains_key(&seen.gateway));
         }
-        let servers: Vec<ServerId> = self.members.keys().cloned().collect();
-        let mut next = now + suspect_after;
-        for server in servers {
+        let health = &self.config.health;
+        let turned = self.members.values().filter(|member| member.pulse.turned(now, health).is_some());
+        let turned: Vec<ServerId> = turned.map(|member| member.id.clone()).collect();
+        for server in turned {
             self.judge(&server, now);
-            let at =
-                self.members.get(&server).and_then(|member| member.pulse.suspect_at(&self.config.health));
-            next = next.min(at.unwrap_or(next));
         }
+        let next =
+            self.members.values().filter_map(|member| member.pulse.suspect_at(&self.config.health)).min();
+        self.due.health = next.unwrap_or(now + suspect_after).min(now + suspect_after);
         if self.due.publish.is_some() {
             self.changed(Publish::Now, now);
         }
-        self.due.health = next;
     }
 
     /// What must hold after each input.

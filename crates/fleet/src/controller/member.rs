@@ -48,6 +48,8 @@ pub(super) struct Member {
     pub(super) report: Option<Newest>,
     pub(super) measured: Measured,
     pub(super) learner: Learner,
+    /// What was learned by the last round; `None`: its claim.
+    learned: Option<Connections>,
     pub(super) seen: Vec<Seen>,
     pub(super) admit: Admit,
     pub(super) intent: Option<Intent>,
@@ -180,6 +182,7 @@ impl Member {
             report: None,
             measured: Measured::default(),
             learner: Learner::new(&config.capacity),
+            learned: None,
             seen: Vec::new(),
             admit: Admit { rate: config.place.admit_per_s, changed: now },
             intent: None,
@@ -206,6 +209,7 @@ impl Member {
         self.report = None;
         self.measured = Measured::default();
         self.learner = Learner::new(&config.capacity);
+        self.learned = None;
         self.agent = AgentSaid::default();
     }
 
@@ -250,7 +254,8 @@ impl Member {
     }
 
     pub(super) fn capacity(&self, config: &FleetConfig) -> Connections {
-        self.learner.capacity(self.live(), self.claim(config), &config.capacity)
+        let claimed = self.claim(config).connections();
+        self.learned.map_or(claimed, |learned| learned.min(claimed))
     }
 
     /// All wishes about it that gateways share. Probation is each gateway's own.
@@ -300,7 +305,9 @@ impl Member {
             load: score::load(&self.measured.averaged, live, declared, &config.score),
             inelastic: score::inelastic(&self.measured.averaged, &config.score),
         };
-        self.learner.observe(sample, now, &config.capacity)
+        let overload = self.learner.observe(sample, now, &config.capacity);
+        self.learned = Some(self.learner.capacity(live, self.claim(config), &config.capacity));
+        overload
     }
 
     /// Wants something of it. Says whether that is anything new, and raises the generation then.
