@@ -426,7 +426,7 @@ impl Gateway {
 
     fn choose(&mut self, ask: &Ask<'_>, now: Instant) -> Result<u32, Refusal> {
         if ask.source.is_none()
-            && let Some(trial) = self.probation.trial().filter(|slot| self.may_try(*slot, ask, now))
+            && let Some(trial) = self.probation.trial(now).filter(|slot| self.may_try(*slot, ask, now))
         {
             return Ok(trial);
         }

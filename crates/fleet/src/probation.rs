@@ -4,7 +4,7 @@
 //! In: handshakes that succeeded and connections that closed, with how long they lasted. Out: which servers are on
 //! probation, and when one of them gets a trial. Invariants: at most max(1, a third) of the servers are on
 //! probation (if more deserve it, the clients are at fault and nobody is); a server on probation gets one trial in
-//! [`TRIAL_EVERY`] arrivals until [`TRIALS_HELD`] in a row have held.
+//! [`TRIAL_EVERY`] arrivals (more where arrivals are few) until [`TRIALS_HELD`] in a row have held.
 //! Elsewhere: what probation means for a server's ceiling (`allot`), placing the trials (`gateway`).
 
 use alloc::collections::VecDeque;
@@ -26,6 +26,11 @@ const SHARE_MIN: f64 = 0.2;
 const MEDIAN_TIMES: f64 = 3.0;
 /// One in so many arrivals goes to each server on probation.
 pub const TRIAL_EVERY: u32 = 100;
+/// Where arrivals are few a trial comes after so long all the same, so that a cured server is known to be cured
+/// within two minutes …
+const TRIAL_AFTER: Duration = Duration::from_secs(30);
+/// … but never more often than one in so many arrivals.
+const TRIAL_EVERY_MIN: u32 = 10;
 /// So many trials in a row must hold. More keeps a cured server waiting, fewer lets a coin-flipper back.
 pub const TRIALS_HELD: u32 = 3;
 
@@ -76,6 +81,7 @@ impl Watched {
 pub struct Probation {
     each: Vec<Watched>,
     arrivals: u32,
+    tried_at: Instant,
     turn: usize,
     on: Vec<u32>,
 }
@@ -172,15 +178,18 @@ impl Probation {
     }
 
     /// Counts one arrival and says whether it is a trial, and on which server.
-    pub fn trial(&mut self) -> Option<u32> {
+    pub fn trial(&mut self, now: Instant) -> Option<u32> {
         if self.on.is_empty() {
+            (self.arrivals, self.tried_at) = (0, now);
             return None;
         }
         self.arrivals += self.on.len() as u32;
-        if self.arrivals < TRIAL_EVERY {
+        let overdue = now.since(self.tried_at) >= TRIAL_AFTER && self.arrivals >= TRIAL_EVERY_MIN;
+        if self.arrivals < TRIAL_EVERY && !overdue {
             return None;
         }
-        self.arrivals -= TRIAL_EVERY;
+        self.arrivals = self.arrivals.saturating_sub(TRIAL_EVERY);
+        self.tried_at = now;
         self.turn = (self.turn + 1) % self.on.len();
         Some(self.on[self.turn])
     }
@@ -267,9 +276,24 @@ mod tests {
         place(&mut probation, 1, 20, 20, at(0));
         place(&mut probation, 4, 20, 20, at(0));
         probation.judge(&slots, at(100));
-        let trials: Vec<u32> = (0..1_000).filter_map(|_| probation.trial()).collect();
+        let trials: Vec<u32> = (0..1_000).filter_map(|_| probation.trial(at(100))).collect();
         assert_eq!(trials.iter().filter(|slot| **slot == 1).count(), 10);
         assert_eq!(trials.iter().filter(|slot| **slot == 4).count(), 10);
+    }
+
+    #[test]
+    fn few_arrivals_do_not_keep_a_cured_server_waiting() {
+        let (mut probation, slots) = fleet(4);
+        place(&mut probation, 1, 20, 20, at(0));
+        probation.judge(&slots, at(0));
+        let trial = |probation: &mut Probation, s: u64| probation.trial(at(s * 1_000));
+        assert_eq!(trial(&mut probation, 0), None);
+        // One arrival each second: a trial each 30 s.
+        let trials = (1..=120).filter(|second| trial(&mut probation, *second).is_some()).count();
+        assert_eq!(trials, 4);
+        // One each five seconds: a trial each 50 s, one in ten.
+        let trials = (0..100).filter(|step| trial(&mut probation, 200 + step * 5).is_some()).count();
+        assert_eq!(trials, 10);
     }
 
     #[test]

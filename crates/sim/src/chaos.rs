@@ -9,9 +9,9 @@ use crate::scenario::{Clients, Event, Fleet, Network, Scenario, What};
 use crate::servers::name;
 use crate::world::World;
 
-/// Time given to converge after the last fault: longer than the longest lease, hold and band of the law at
-/// [`SPEED`], shorter than what would hide a law that only drifts there.
-pub(crate) const QUIET: Duration = Duration::from_secs(120);
+/// Time given to converge after the last fault: a cured server's probation lasts three trials of half a minute,
+/// then the slowest pace fills it.
+pub(crate) const QUIET: Duration = Duration::from_secs(200);
 /// The law's times run so much faster: a minute covers overload holds and drains' soft phases.
 const SPEED: f64 = 4.0;
 
@@ -22,8 +22,9 @@ pub(crate) fn scenario(seed: u64, faults: Duration) -> Scenario {
     let unequal = rng.below(2) == 0;
     let fleet = Fleet {
         servers,
-        capacity: 1_000,
-        capacities: (0..servers + 2).map(|_| if unequal { 250 << rng.below(3) } else { 1_000 }).collect(),
+        // Room for everybody on the smallest one alone, so that no refusal is due to the sizes.
+        capacity: 2_500,
+        capacities: (0..servers + 2).map(|_| if unequal { 2_500 << rng.below(3) } else { 2_500 }).collect(),
         gateways: 1 + rng.below(3) as u32,
         pace: 5.0 + rng.below(40) as f64,
         speed: SPEED,
