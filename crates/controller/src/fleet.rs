@@ -269,6 +269,12 @@ impl Fleet {
         let (epoch, record) =
             blocking(move || store.begin_epoch(&fleet, seen)).await.map_err(Fault::Store)?;
         self.memory.epoch = epoch;
+        for stored in &record.servers {
+            // So that an operator can reach a server whose agent is not back yet.
+            if let Err(error) = self.owners.claim(&stored.server, &self.settings.policy.id) {
+                error!(fleet = %self.settings.policy.id, server = %stored.server, %error, "stored server left out");
+            }
+        }
         let seed = crate::token::random().map_or(self.clock.now().0, |bytes| {
             u64::from_le_bytes([
                 bytes[0], bytes[1], bytes[2], bytes[3], bytes[4], bytes[5], bytes[6], bytes[7],

@@ -237,7 +237,10 @@ impl Link {
 impl Session {
     async fn frame(&self, metrics: &Metrics, frame: Option<Result<Message, axum::Error>>) -> Result<(), End> {
         match text_of(frame)? {
-            Some(text) => self.message(metrics, parse_up(&text)?).await,
+            Some(text) => {
+                let message = parse_up(&text).inspect_err(|_| metrics.reported(&self.fleet.id, "refused"))?;
+                self.message(metrics, message).await
+            }
             None => Ok(()),
         }
     }

@@ -139,10 +139,10 @@ impl Collector for Statuses {
         let fleets = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
         type Gauge = (&'static str, &'static str, fn(&ServerStatus) -> f64);
         let gauges: [Gauge; 4] = [
-            (names::CONTROLLER_SERVER_CONNECTIONS, "Connections held", |s| s.connections.get().into()),
-            (names::CONTROLLER_SERVER_TARGET, "Connections it should hold", |s| s.target.as_f64()),
-            (names::CONTROLLER_SERVER_SCORE, "How busy: 0 idle, 1 full", |s| s.score.value.get()),
-            (names::CONTROLLER_SERVER_CAPACITY, "Connections it would hold at score 1", |s| {
+            (names::CONTROLLER_SERVER_CONNECTIONS, "Connections held.", |s| s.connections.get().into()),
+            (names::CONTROLLER_SERVER_TARGET, "Connections it should hold.", |s| s.target.as_f64()),
+            (names::CONTROLLER_SERVER_SCORE, "How busy: 0 idle, 1 full.", |s| s.score.value.get()),
+            (names::CONTROLLER_SERVER_CAPACITY, "Connections it would hold at score 1.", |s| {
                 s.capacity.get().into()
             }),
         ];
@@ -157,7 +157,7 @@ impl Collector for Statuses {
         }
         let mut states = encoder.encode_descriptor(
             names::CONTROLLER_SERVERS,
-            "Servers by state",
+            "Servers by state.",
             None,
             MetricType::Gauge,
         )?;
@@ -168,7 +168,7 @@ impl Collector for Statuses {
                 ConstGauge::new(count as f64).encode(states.encode_family(&labels)?)?;
             }
         }
-        let (name, help) = (names::CONTROLLER_SERVERS_BY_HEALTH, "Servers by health");
+        let (name, help) = (names::CONTROLLER_SERVERS_BY_HEALTH, "Servers by health.");
         let mut healths = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
         for fleet in &fleets {
             for health in [Health::Ok, Health::Suspect, Health::Dead] {
@@ -178,7 +178,7 @@ impl Collector for Statuses {
             }
         }
         let mut agents =
-            encoder.encode_descriptor(names::CONTROLLER_AGENTS, "Agents linked", None, MetricType::Gauge)?;
+            encoder.encode_descriptor(names::CONTROLLER_AGENTS, "Agents linked.", None, MetricType::Gauge)?;
         for fleet in &fleets {
             let labels = [("fleet", fleet.fleet.as_str())];
             ConstGauge::new(fleet.agents as f64).encode(agents.encode_family(&labels)?)?;

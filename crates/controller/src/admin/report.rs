@@ -3,6 +3,7 @@
 use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
 use axum::response::Response;
+use evenkeel_fleet::controller::Registration;
 use evenkeel_model::ServerId;
 use evenkeel_protocol::message::{MessageError, Posted, encode_desired, parse_report};
 
@@ -19,10 +20,12 @@ pub(super) async fn take(
     request: Request,
 ) -> Result<Response, Refused> {
     let server = ServerId::new(&id)?;
-    let posted = parse_report(&answer::text(request.into_body()).await?).map_err(|error| refused(&error))?;
-    let registration =
-        registration::of_posted(&server, &posted).map_err(|error| Refused::bad(error.field, &error))?;
-    let fleet = fleet_for(&admin, &server, &posted)?.clone();
+    let text = answer::text(request.into_body()).await?;
+    let (fleet, posted, registration) = checked(&admin, &server, &text).inspect_err(|_| {
+        if let Some(fleet) = admin.directory.fleet_of(&server) {
+            admin.metrics.reported(&fleet.id, "refused");
+        }
+    })?;
     let report = posted.report;
     let ask = |reply| ToFleet::Posted { server: server.clone(), registration, report, reply };
     match fleet.ask(ask).await? {
@@ -40,6 +43,15 @@ pub(super) async fn take(
         }
         PostAnswer::Refused { why } => Err(Refused::new(StatusCode::CONFLICT, "forbidden", why).field("id")),
     }
+}
+
+type Checked = (FleetHandle, Posted, Option<Registration>);
+
+fn checked(admin: &Admin, server: &ServerId, text: &str) -> Result<Checked, Refused> {
+    let posted = parse_report(text).map_err(|error| refused(&error))?;
+    let registration =
+        registration::of_posted(server, &posted).map_err(|error| Refused::bad(error.field, &error))?;
+    Ok((fleet_for(admin, server, &posted)?.clone(), posted, registration))
 }
 
 fn fleet_for<'a>(admin: &'a Admin, server: &ServerId, posted: &Posted) -> Result<&'a FleetHandle, Refused> {

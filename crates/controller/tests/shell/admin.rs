@@ -165,6 +165,9 @@ async fn events_are_kept_and_can_be_followed() {
     assert_eq!((&joined["server"], &joined["fleet"]), (&"a".into(), &"chat".into()));
     let last = kept.as_array().unwrap().last().unwrap()["seq"].as_u64().unwrap();
 
+    let of_an_earlier_process = world.get("/v1/events?since=999999").await.json();
+    assert_eq!(of_an_earlier_process, kept);
+
     let (addr, token) = (world.addr, &world.token);
     let mut stream = TcpStream::connect(addr).await.unwrap();
     let request = format!(

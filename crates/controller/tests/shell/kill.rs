@@ -141,6 +141,10 @@ async fn drain_goes_on_after_kill_9() {
     first.kill();
 
     let second = Controller::start(&state, &name).await;
+    // Known again before it speaks, so that an operator can order something else.
+    second.peer.wait_for_server("mine", |server| server["desired"]["state"] == "draining").await;
+    let again = second.peer.post("/v1/servers/mine/drain", "{\"force\": true}").await;
+    assert_ne!(again.status, 404, "{again:?}");
     let answer = second.peer.post("/v1/servers/mine/report", &report(2)).await;
     let (desired, before) = (answer.json(), ordered.json());
     assert_eq!(desired["state"], "draining", "{answer:?}");

@@ -64,6 +64,9 @@ async fn absurd_reports_are_refused_by_field_and_change_nothing() {
         assert!((400..500).contains(&answer.status), "{body} {answer:?}");
         assert_eq!(answer.refused_field().as_deref(), Some(field), "{body} {answer:?}");
     }
+    let metrics = world.get("/metrics").await.body;
+    let refused = "evenkeel_controller_reports_total{fleet=\"chat\",outcome=\"refused\"} 17";
+    assert!(metrics.contains(refused), "{metrics}");
     let server = world.get("/v1/servers/s1").await.json();
     assert_eq!(
         (&server["connections"], &server["inc"], &server["url"]),
