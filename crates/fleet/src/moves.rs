@@ -399,3 +399,6 @@ impl Fleet<'_> {
 fn fits(count: Connections, most: u64) -> Connections {
     count.min(Connections(u32::try_from(most).unwrap_or(u32::MAX)))
 }
+
+#[cfg(test)]
+mod tests;

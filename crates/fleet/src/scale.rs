@@ -415,3 +415,6 @@ impl Fleet<'_> {
 pub fn lasts(cause: Cause) -> bool {
     !matches!(cause, Cause::Starting | Cause::Suspect | Cause::Dead | Cause::Probation | Cause::Inelastic(_))
 }
+
+#[cfg(test)]
+mod tests;
