@@ -137,7 +137,7 @@ impl Admin {
         if status.is_success() {
             return value.map_err(|error| self.answer(&error.to_string()));
         }
-        Err(refused(status, value.unwrap_or_default()))
+        Err(refused(status, &value.unwrap_or_default()))
     }
 
     /// Sends one request on a fresh connection.
@@ -181,7 +181,7 @@ impl Admin {
     ) -> Result<(), AdminError> {
         let response = self.send(Method::GET, path, None).await?;
         if !response.status().is_success() {
-            return Err(refused(response.status(), Value::Null));
+            return Err(refused(response.status(), &Value::Null));
         }
         let mut body = response.into_body();
         let mut rest = Vec::new();
@@ -243,7 +243,7 @@ fn has_port(authority: &str) -> bool {
     authority.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok())
 }
 
-fn refused(status: StatusCode, body: Value) -> AdminError {
+fn refused(status: StatusCode, body: &Value) -> AdminError {
     let field = |name: &str| body.get(name).and_then(Value::as_str).map(str::to_owned);
     let message = field("message").unwrap_or_else(|| {
         let hint = if status == StatusCode::UNAUTHORIZED {

@@ -41,33 +41,25 @@ fn run(command: Command) -> anyhow::Result<u8> {
         Command::Serve(args) => serve::run(&args),
         Command::CheckConfig(args) => source::check(&args.source, &args.scalars),
         Command::PrintConfig(args) => source::print_config(&args),
+        Command::Status(args) => on_one_thread(ask::status(&args.admin)),
+        Command::Servers(args) => on_one_thread(ask::servers(&args.admin)),
+        Command::Explain(args) => on_one_thread(ask::explain(&args.admin)),
+        Command::Events(args) => on_one_thread(ask::events(&args)),
+        Command::Drain(args) => on_one_thread(order::drain(&args)),
+        Command::Undrain(args) => on_one_thread(order::undrain(&args)),
+        Command::Cordon(args) => on_one_thread(order::cordon(&args)),
+        Command::Shed(args) => on_one_thread(order::shed(&args)),
+        Command::Scale(args) => on_one_thread(order::scale(&args)),
+        Command::Echo(args) => on_one_thread(async { echo::run(args).await.map(|()| exit::OK) }),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "evenkeel", &mut std::io::stdout());
             Ok(exit::OK)
         }
-        other => tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(talk(other)),
     }
 }
 
-/// Commands that run on one thread: those that talk to a running controller, and `echo`.
-async fn talk(command: Command) -> anyhow::Result<u8> {
-    match command {
-        Command::Status(args) => ask::status(&args.admin).await,
-        Command::Servers(args) => ask::servers(&args.admin).await,
-        Command::Explain(args) => ask::explain(&args.admin).await,
-        Command::Events(args) => ask::events(&args).await,
-        Command::Drain(args) => order::drain(&args).await,
-        Command::Undrain(args) => order::undrain(&args).await,
-        Command::Cordon(args) => order::cordon(&args).await,
-        Command::Shed(args) => order::shed(&args).await,
-        Command::Scale(args) => order::scale(&args).await,
-        Command::Echo(args) => echo::run(args).await.map(|()| exit::OK),
-        Command::Demo(_)
-        | Command::Serve(_)
-        | Command::CheckConfig(_)
-        | Command::PrintConfig(_)
-        | Command::Completions { .. } => unreachable!("run carries these out itself"),
-    }
+fn on_one_thread(command: impl Future<Output = anyhow::Result<u8>>) -> anyhow::Result<u8> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(command)
 }
 
 fn code_of(error: &anyhow::Error) -> u8 {

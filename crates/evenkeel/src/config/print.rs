@@ -226,13 +226,13 @@ fn route(it: &Route) -> RawRoute {
     }
 }
 
-fn text(value: impl ToString) -> Option<Value> {
+fn text(value: impl std::fmt::Display + Copy) -> Option<Value> {
     Some(Value::String(value.to_string()))
 }
 
 /// Relative to the file where it lies below it, so that what is printed can stand in the file's place.
 fn path(path: &Path, base: &Path) -> Option<Value> {
-    text(path.strip_prefix(base).unwrap_or(path).display())
+    text(&path.strip_prefix(base).unwrap_or(path).display())
 }
 
 fn texts<T: ToString>(values: &[T]) -> Option<Value> {
@@ -251,7 +251,7 @@ fn number(number: f64) -> Option<Value> {
     Some(Value::Float(number))
 }
 
-fn word<T: PartialEq>(value: T, words: &[(&str, T)]) -> Option<Value> {
+fn word<T: PartialEq + Copy>(value: T, words: &[(&str, T)]) -> Option<Value> {
     words.iter().find(|(_, known)| *known == value).and_then(|(word, _)| text(word))
 }
 

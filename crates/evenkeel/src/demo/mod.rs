@@ -11,10 +11,11 @@
 //! | what the controller says meanwhile | [`observe`] |
 //! | what is done to the servers | [`story`] |
 //! | what is to be seen | [`board`], [`summary`] |
-//! | whether it went well | [`verdict`] |
+//! | whether it went well | [`verdict`], beside what `leastconn` would have done: [`compare`] |
 
 mod board;
 mod clients;
+mod compare;
 mod observe;
 mod plan;
 mod story;

@@ -14,11 +14,13 @@ use crate::admin::Admin;
 /// Time between two looks at the servers.
 const LOOK: Duration = Duration::from_millis(250);
 /// Below so many connections a server on average, chance alone makes some twice as full as others.
-const ENOUGH: f64 = 10.0;
+pub(crate) const ENOUGH: f64 = 10.0;
 
 /// How even the fleet was at one moment.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Sample {
+    /// Since the story began.
+    pub(crate) at: Duration,
     /// Which act was on.
     pub(crate) act: Act,
     /// Utilisation of the fullest active server over the mean of all active ones.
@@ -42,13 +44,16 @@ pub(crate) struct Observer {
     servers: watch::Receiver<Vec<Server>>,
 }
 
+/// Where the story stands; `None` before it begins and after it ends.
+pub(crate) type Now = Option<(Instant, Act)>;
+
 impl Observer {
     /// Begins to look, until the tasks end with the runtime.
-    pub(crate) fn start(admin: &Admin, act: watch::Receiver<Act>, clock: Clock, tasks: &Tasks) -> Self {
+    pub(crate) fn start(admin: &Admin, now: watch::Receiver<Now>, clock: Clock, tasks: &Tasks) -> Self {
         let seen = Arc::new(Mutex::new(Seen::default()));
         let (sender, servers) = watch::channel(Vec::new());
         let observer = Self { seen, servers };
-        tasks.spawn("demo servers", observer.clone().look(admin.clone(), act, sender, clock));
+        tasks.spawn("demo servers", observer.clone().look(admin.clone(), now, sender, clock));
         tasks.spawn("demo events", observer.clone().follow(admin.clone()));
         observer
     }
@@ -56,7 +61,7 @@ impl Observer {
     async fn look(
         self,
         admin: Admin,
-        act: watch::Receiver<Act>,
+        now: watch::Receiver<Now>,
         sender: watch::Sender<Vec<Server>>,
         clock: Clock,
     ) {
@@ -65,7 +70,9 @@ impl Observer {
             match answer {
                 Ok(Ok(servers)) => {
                     let mut seen = self.lock();
-                    seen.samples.extend(sample(&servers, *act.borrow()));
+                    seen.samples.extend(
+                        now.borrow().and_then(|(began, act)| sample(&servers, clock.now().since(began), act)),
+                    );
                     seen.servers_most = seen.servers_most.max(servers.iter().filter(|it| is_up(it)).count());
                     drop(seen);
                     sender.send_replace(servers);
@@ -139,7 +146,7 @@ pub(crate) fn instant(event: &EventLine) -> Instant {
     Instant::from_millis(event.at_ms)
 }
 
-fn sample(servers: &[Server], act: Act) -> Option<Sample> {
+fn sample(servers: &[Server], at: Duration, act: Act) -> Option<Sample> {
     let up: Vec<f64> = servers
         .iter()
         .filter(|server| is_up(server))
@@ -152,5 +159,5 @@ fn sample(servers: &[Server], act: Act) -> Option<Sample> {
     }
     let mean = up.iter().sum::<f64>() / up.len() as f64;
     let max = up.iter().copied().fold(0.0, f64::max);
-    Some(Sample { act, max_over_mean: max / mean, mean })
+    Some(Sample { at, act, max_over_mean: max / mean, mean })
 }

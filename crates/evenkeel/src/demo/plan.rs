@@ -182,6 +182,11 @@ impl Act {
     pub(crate) const ALL: [(Self, f64); 5] =
         [(Self::Grow, 0.02), (Self::Hold, 0.34), (Self::Kill, 0.40), (Self::Drain, 0.52), (Self::Fall, 0.66)];
 
+    /// The one at a share of the demo's time.
+    pub(crate) fn at(share: f64) -> Self {
+        Self::ALL.iter().rev().find(|(_, from)| share >= *from).map_or(Self::Grow, |(act, _)| *act)
+    }
+
     /// One word for tables.
     pub(crate) const fn name(self) -> &'static str {
         match self {

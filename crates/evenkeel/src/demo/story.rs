@@ -13,8 +13,9 @@ use tokio::task::JoinHandle;
 
 use super::board::{Board, Moment};
 use super::clients::Crowd;
-use super::observe::{Observer, Sample, is_up};
-use super::plan::{Act, wanted};
+use super::compare::{self, Recording};
+use super::observe::{Now, Observer, Sample, is_up};
+use super::plan::{Act, capacity, wanted};
 use super::tally::{Counts, Tally};
 use super::verdict::{self, Deeds, Evidence, Lost};
 use crate::admin::Admin;
@@ -59,8 +60,8 @@ pub(crate) struct Told {
     pub(crate) deeds: Deeds,
     /// How even the fleet was.
     pub(crate) samples: Vec<Sample>,
-    /// Events.
-    pub(crate) events: Vec<EventLine>,
+    /// How even `leastconn` without moves would have left it, from the simulator.
+    pub(crate) leastconn: Vec<Sample>,
     /// Most servers up at a time.
     pub(crate) servers_most: usize,
     /// Servers up at the end.
@@ -76,7 +77,7 @@ pub(crate) struct Story<'a> {
     observer: Observer,
     tally: Tally,
     wanted: watch::Sender<u32>,
-    act: watch::Sender<Act>,
+    now: watch::Sender<Now>,
     crowd: JoinHandle<()>,
     board: Board,
     began: Instant,
@@ -90,7 +91,7 @@ pub(crate) struct Story<'a> {
 impl<'a> Story<'a> {
     /// Everybody takes their place.
     pub(crate) fn new(args: &'a DemoArgs, stage: &'a Stage) -> Self {
-        let (act, act_seen) = watch::channel(Act::Grow);
+        let (now, now_seen) = watch::channel(None);
         let (wanted, wanted_seen) = watch::channel(0);
         let tally = Tally::default();
         let crowd = Crowd {
@@ -103,10 +104,10 @@ impl<'a> Story<'a> {
         Self {
             args,
             stage,
-            observer: Observer::start(&stage.admin, act_seen, stage.clock, &stage.tasks),
+            observer: Observer::start(&stage.admin, now_seen, stage.clock, &stage.tasks),
             tally,
             wanted,
-            act,
+            now,
             crowd: stage.tasks.spawn("crowd", crowd.grow(args.seed)),
             board: Board::new(),
             began: stage.clock.now(),
@@ -150,17 +151,19 @@ impl<'a> Story<'a> {
             }
             let share = at.as_secs_f64() / whole.as_secs_f64();
             self.wanted.send_replace(wanted(self.args.clients, share));
-            if let Some((act, _)) = Act::ALL.iter().rev().find(|(_, from)| share >= *from) {
-                self.act.send_if_modified(|now| std::mem::replace(now, *act) != *act);
-            }
+            self.now.send_replace(Some((self.began, Act::at(share))));
             self.do_deeds().await;
             self.show(at);
             self.stage.clock.sleep(TURN).await;
         }
     }
 
+    fn act(&self) -> Act {
+        self.now.borrow().map_or(Act::Grow, |(_, act)| act)
+    }
+
     async fn do_deeds(&mut self) {
-        let act = *self.act.borrow();
+        let act = self.act();
         if act == Act::Kill && self.deeds.killed.is_none() {
             self.kill();
         }
@@ -197,7 +200,7 @@ impl<'a> Story<'a> {
         match self.stage.admin.post(&path, &serde_json::json!({})).await {
             Ok(_) => self.deeds.drained = Some((chosen.id.clone(), self.stage.clock.now())),
             Err(error) if self.drain_tries == DRAIN_TRIES => {
-                self.note(format!("could not drain {}: {error}", chosen.id))
+                self.note(format!("could not drain {}: {error}", chosen.id));
             }
             Err(_) => {}
         }
@@ -218,7 +221,7 @@ impl<'a> Story<'a> {
         self.board.show(&Moment {
             at,
             of: self.args.duration,
-            act: *self.act.borrow(),
+            act: self.act(),
             wanted: *self.wanted.borrow(),
             counts: &counts,
             servers: &servers,
@@ -228,11 +231,13 @@ impl<'a> Story<'a> {
 
     /// Everybody leaves, and the judgement.
     pub(crate) async fn end(self) -> Told {
+        let until = self.stage.clock.now();
+        self.now.send_replace(None);
         let servers_last = self.observer.servers().iter().filter(|server| is_up(server)).count();
         if !self.args.keep {
             self.wanted.send_replace(0);
-            let until = self.stage.clock.now() + LEAVE_WITHIN;
-            while self.stage.tasks.running().contains_key("client") && self.stage.clock.now() < until {
+            let deadline = self.stage.clock.now() + LEAVE_WITHIN;
+            while self.stage.tasks.running().contains_key("client") && self.stage.clock.now() < deadline {
                 self.stage.clock.sleep(TURN).await;
             }
             self.crowd.abort();
@@ -251,13 +256,23 @@ impl<'a> Story<'a> {
         let mut unseen = self.notes.clone();
         unseen.extend(self.unseen(&events, servers_last));
         let under_way = counts.sent.saturating_sub(counts.echoed + counts.unechoed);
+        let recording = Recording {
+            began: self.began,
+            of: self.args.duration,
+            capacity: capacity(self.args.clients),
+            sessions: &sessions,
+            events: &events,
+            deeds: &self.deeds,
+            until,
+        };
+        let leastconn = compare::replay(&recording, self.args.seed);
         let told = Told {
+            leastconn,
             lost,
             broken,
             unseen,
             deeds: self.deeds.clone(),
             samples: self.observer.samples(),
-            events,
             servers_most: self.observer.servers_most(),
             servers_last,
             under_way,

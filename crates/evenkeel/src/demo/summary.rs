@@ -9,6 +9,9 @@ use crate::cli::DemoArgs;
 use crate::config::Settings;
 use crate::table::table;
 
+/// Points of the figures over time.
+const POINTS: u32 = 18;
+
 /// What happened, in numbers, and whether it was well.
 pub(crate) fn text(args: &DemoArgs, told: &Told) -> String {
     let counts = &told.counts;
@@ -41,8 +44,15 @@ pub(crate) fn text(args: &DemoArgs, told: &Told) -> String {
         ends.push(String::from("none"));
     }
     lines.push(format!("  closes        {}", ends.join(", ")));
-    lines.push(String::from("  fullest server's utilisation over the mean (1 is perfectly even):"));
-    lines.extend(evenness(&told.samples).lines().map(|line| format!("    {line}")));
+    lines.push(String::from(
+        "  evenness      utilisation of the fullest server over the mean; 1 is perfectly even",
+    ));
+    lines.extend(evenness(told).lines().map(|line| format!("    {line}")));
+    lines.push(String::from(
+        "    LC: leastconn without moves, same arrivals and servers, from the simulator; everything else was measured",
+    ));
+    lines.push(format!("    over time     {}", over_time(&told.samples, args.duration)));
+    lines.push(format!("    LC over time  {}", over_time(&told.leastconn, args.duration)));
     for unseen in &told.unseen {
         lines.push(format!("  not shown     {unseen}"));
     }
@@ -91,29 +101,39 @@ fn lost(told: &Told) -> String {
     )
 }
 
-/// One line for each act.
-fn evenness(samples: &[Sample]) -> String {
+/// One line for each act: what was measured, and beside it what the simulator says of `leastconn`.
+fn evenness(told: &Told) -> String {
     let row = |(act, _): &(Act, f64)| {
-        let own: Vec<f64> = samples.iter().filter(|it| it.act == *act).map(|it| it.max_over_mean).collect();
-        let level: Vec<f64> = samples.iter().filter(|it| it.act == *act).map(|it| it.mean).collect();
-        if own.is_empty() {
-            return vec![
-                act.name().to_owned(),
-                String::from("-"),
-                String::from("-"),
-                String::from("-"),
-                String::from("-"),
-            ];
+        let mut row = vec![act.name().to_owned()];
+        for samples in [&told.samples, &told.leastconn] {
+            let own: Vec<f64> =
+                samples.iter().filter(|it| it.act == *act).map(|it| it.max_over_mean).collect();
+            let figure =
+                |figure: f64| if own.is_empty() { String::from("-") } else { format!("{figure:.2}") };
+            row.push(figure(mean(&own)));
+            row.push(figure(own.iter().copied().fold(0.0, f64::max)));
+            row.push(figure(own.last().copied().unwrap_or_default()));
         }
-        vec![
-            act.name().to_owned(),
-            format!("{:.2}", mean(&own)),
-            format!("{:.2}", own.iter().copied().fold(0.0, f64::max)),
-            format!("{:.2}", own.last().copied().unwrap_or_default()),
-            format!("{:.0} %", 100.0 * mean(&level)),
-        ]
+        let level: Vec<f64> = told.samples.iter().filter(|it| it.act == *act).map(|it| it.mean).collect();
+        row.push(format!("{:.0} %", 100.0 * mean(&level)));
+        row
     };
-    table(&["ACT", "MEAN", "WORST", "LAST", "UTILISATION"], &Act::ALL.iter().map(row).collect::<Vec<_>>())
+    let head = ["ACT", "MEAN", "WORST", "LAST", "LC MEAN", "LC WORST", "LC LAST", "UTILISATION"];
+    table(&head, &Act::ALL.iter().map(row).collect::<Vec<_>>())
+}
+
+/// The figures over time, evenly spaced.
+fn over_time(samples: &[Sample], of: std::time::Duration) -> String {
+    let step = of.as_secs_f64() / f64::from(POINTS);
+    let point = |index: u32| {
+        let own: Vec<f64> = samples
+            .iter()
+            .filter(|it| (it.at.as_secs_f64() / step) as u32 == index)
+            .map(|it| it.max_over_mean)
+            .collect();
+        if own.is_empty() { String::from("   -") } else { format!("{:.2}", mean(&own)) }
+    };
+    (0..POINTS).map(point).collect::<Vec<_>>().join(" ")
 }
 
 fn mean(values: &[f64]) -> f64 {

@@ -11,6 +11,8 @@ use evenkeel_model::Instant;
 pub(crate) struct Session {
     /// Id of the server, as it says on the 101.
     pub(crate) server: String,
+    /// Whether it is its client's first.
+    pub(crate) first: bool,
     /// When the handshake began.
     pub(crate) begun: Instant,
     /// When the 101 came.
@@ -127,7 +129,15 @@ impl Tally {
         counts.placed += 1;
         counts.moved += u64::from(after.is_some_and(End::is_paced));
         counts.worst_handshake = counts.worst_handshake.max(opened.since(begun));
-        book.sessions.push(Session { server, begun, opened, ended: None, end: None, unechoed: 0 });
+        book.sessions.push(Session {
+            server,
+            first: after.is_none(),
+            begun,
+            opened,
+            ended: None,
+            end: None,
+            unechoed: 0,
+        });
         SessionId(book.sessions.len() - 1)
     }
 

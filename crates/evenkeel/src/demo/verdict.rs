@@ -195,6 +195,7 @@ mod tests {
         let (ended, end) = end.map_or((None, None), |(ended, end)| (Some(at(ended)), Some(end)));
         Session {
             server: server.to_owned(),
+            first: true,
             begun: at(opened - 1),
             opened: at(opened),
             ended,
