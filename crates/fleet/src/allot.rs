@@ -502,8 +502,9 @@ mod tests {
         fn the_same_servers_in_another_order_get_the_same(
             servers in prop::collection::vec(any_server(), 1..8), demand in 0..100_000u32, turn in 0..8usize,
         ) {
-            // Pins are cut in order when demand is below them, so give demand enough for all, if it fits a count.
-            prop_assume!(servers.iter().map(|s| u64::from(s.live.get())).sum::<u64>() < 1 << 31);
+            // Pins are cut in order when demand is below them, so give demand enough for all; it must fit a count.
+            let mut servers = servers;
+            servers.iter_mut().for_each(|s| s.live = Connections(s.live.get() >> 4));
             let pins: Connections = servers.iter().map(|s| s.live).sum();
             let demand = pins + Connections(demand);
             let mut turned = servers.clone();
