@@ -48,8 +48,10 @@ pub(crate) fn scenario(seed: u64, faults: Duration) -> Scenario {
 fn events(servers: u32, faults: Duration, rng: &mut Rng) -> Vec<Event> {
     // One server is ordered to drain in every run, so that there is always something to carry through.
     let drained = rng.below(u64::from(servers)) as usize;
-    let mut events =
-        vec![Event { at: faults.mul_f64(0.5 * rng.unit()), what: What::Drain { server: name(drained).to_string() } }];
+    let mut events = vec![Event {
+        at: faults.mul_f64(0.5 * rng.unit()),
+        what: What::Drain { server: name(drained).to_string() },
+    }];
     for _ in 0..3 + rng.below(6) {
         let at = faults.mul_f64(rng.unit());
         let server = name(rng.below(u64::from(servers)) as usize).to_string();
@@ -105,7 +107,10 @@ impl World {
         all.extend(self.front_counts());
         let quiet_since = self.start + self.scenario.duration;
         if let Some(at) = self.tally.last_refused.filter(|at| at.since(quiet_since) > QUIET / 2) {
-            all.push(format!("a client was refused {:.0} s after the faults", at.since(quiet_since).as_secs_f64()));
+            all.push(format!(
+                "a client was refused {:.0} s after the faults",
+                at.since(quiet_since).as_secs_f64()
+            ));
         }
         all
     }
@@ -119,7 +124,10 @@ impl World {
                     front.machine.key(&host.id).map_or(0, |key| front.machine.connections(key).get());
                 let under_way = 2 + self.clients.len() as u32;
                 if counted.abs_diff(host.held[index]) > under_way {
-                    all.push(format!("gateway {index} counts {counted} on {}, which holds {}", host.id, host.held[index]));
+                    all.push(format!(
+                        "gateway {index} counts {counted} on {}, which holds {}",
+                        host.id, host.held[index]
+                    ));
                 }
             }
         }

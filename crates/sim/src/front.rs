@@ -23,7 +23,12 @@ pub(crate) struct Front {
 }
 
 impl Front {
-    pub(crate) fn new(index: u32, fleet: &FleetId, place: &evenkeel_fleet::config::PlaceConfig, rng: Rng) -> Self {
+    pub(crate) fn new(
+        index: u32,
+        fleet: &FleetId,
+        place: &evenkeel_fleet::config::PlaceConfig,
+        rng: Rng,
+    ) -> Self {
         let id = GatewayId::new(&format!("g{index}")).unwrap_or_else(|_| unreachable!("a valid id"));
         Self {
             machine: Gateway::new(GatewayConfig { id, fleet: fleet.clone() }, rng, Instant::ZERO),

@@ -189,7 +189,9 @@ impl World {
                 Status::Frozen | Status::Down => 0,
             });
             let Some(host) = chance::weighted(totals, &mut self.life) else { return };
-            let Some(front) = chance::weighted(self.hosts[host].held.iter().copied(), &mut self.life) else { return };
+            let Some(front) = chance::weighted(self.hosts[host].held.iter().copied(), &mut self.life) else {
+                return;
+            };
             self.close(host, front, Age::Any);
             self.tally.left += 1;
         }

@@ -72,7 +72,14 @@ struct Noise {
 }
 
 impl Host {
-    pub(crate) fn new(id: ServerId, capacity: u32, gateways: u32, cpu: &Cpu, mut rng: Rng, now: Instant) -> Self {
+    pub(crate) fn new(
+        id: ServerId,
+        capacity: u32,
+        gateways: u32,
+        cpu: &Cpu,
+        mut rng: Rng,
+        now: Instant,
+    ) -> Self {
         let spread = 1.0 + cpu.spread * (2.0 * rng.unit() - 1.0);
         let cost = cpu.cost * spread;
         let capacity = if cpu.declared && cost > 0.0 {
@@ -187,8 +194,12 @@ impl Host {
     pub(crate) fn older_than(&mut self, age: Duration, now: Instant) -> u32 {
         self.forget_old(now);
         let limit = (now - age).as_millis();
-        let younger: u32 =
-            self.young.iter().filter(|(second, _)| (second + 1) * 1_000 > limit).map(|(_, count)| count).sum();
+        let younger: u32 = self
+            .young
+            .iter()
+            .filter(|(second, _)| (second + 1) * 1_000 > limit)
+            .map(|(_, count)| count)
+            .sum();
         self.total().saturating_sub(younger)
     }
 
@@ -262,7 +273,8 @@ impl Noise {
 }
 
 fn agent(id: &ServerId, capacity: u32, life: u64, rng: Rng, now: Instant) -> Agent {
-    let profile = Profile { capacity: Some(Connections(capacity)), ..Profile::at(format!("ws://{id}.sim:80")) };
+    let profile =
+        Profile { capacity: Some(Connections(capacity)), ..Profile::at(format!("ws://{id}.sim:80")) };
     let config = AgentConfig { id: id.clone(), inc: Incarnation(life), profile, caps: Vec::new() };
     Agent::new(config, rng, now)
 }
@@ -280,11 +292,13 @@ mod tests {
             at: Instant::ZERO,
             rng: Rng::new(3),
         };
-        let series: Vec<f64> = (1..=200_000).map(|second| noise.next(Instant::from_millis(second * 1_000))).collect();
+        let series: Vec<f64> =
+            (1..=200_000).map(|second| noise.next(Instant::from_millis(second * 1_000))).collect();
         let mean = |values: &mut dyn Iterator<Item = f64>| values.sum::<f64>() / series.len() as f64;
         let deviation = mean(&mut series.iter().map(|level| level * level)).sqrt();
         assert!((deviation - 0.3).abs() < 0.01, "{deviation}");
-        let after_5_s = mean(&mut series.iter().zip(&series[5..]).map(|(a, b)| a * b)) / (deviation * deviation);
+        let after_5_s =
+            mean(&mut series.iter().zip(&series[5..]).map(|(a, b)| a * b)) / (deviation * deviation);
         assert!((after_5_s - (-1.0f64).exp()).abs() < 0.02, "{after_5_s}");
     }
 }

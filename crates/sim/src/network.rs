@@ -29,9 +29,9 @@ impl Network {
         self.conditions.report_each
     }
 
-    /// The longest time a message can take.
-    pub(crate) fn delay_max(&self) -> Duration {
-        self.conditions.delay + self.conditions.jitter
+    /// The longest way of an order.
+    pub(crate) fn order_delay_max(&self) -> Duration {
+        self.conditions.delay.mul_f64(1.2)
     }
 
     /// Half of a handshake, ± 50 %.

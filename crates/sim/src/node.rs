@@ -90,7 +90,11 @@ impl World {
         let up = match parse_up(text) {
             Ok(up) => up,
             Err(error) => {
-                self.oracle.note("messages", format!("the controller could not read {text}: {error}"), self.now);
+                self.oracle.note(
+                    "messages",
+                    format!("the controller could not read {text}: {error}"),
+                    self.now,
+                );
                 return;
             }
         };

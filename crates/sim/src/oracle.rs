@@ -11,8 +11,8 @@ use evenkeel_model::{Fence, Instant, ServerId, State};
 
 use crate::outcome::Violation;
 
-/// Moves are counted over windows of this.
-const WINDOW: Duration = Duration::from_secs(10);
+/// Moves are counted over each of these, in seconds.
+const WINDOWS: [u64; 4] = [1, 2, 5, 10];
 /// A gateway takes the controller for gone after so long.
 const OLD_AFTER: Duration = Duration::from_secs(3);
 /// More violations of one run say nothing new.
@@ -24,18 +24,18 @@ pub(crate) struct Oracle {
     pub(crate) violations: Vec<Violation>,
     start: Instant,
     pace: f64,
-    /// Servers and messages on their way make the fleet's pace blur by this much.
+    /// Bursts of the executors and messages on their way make the fleet's pace blur by this much.
     slack: f64,
+    /// Closes of the longest window.
     closed: VecDeque<(Instant, u32)>,
-    in_window: u32,
 }
 
 impl Oracle {
-    /// `delay_max` is the longest way of an order; `servers` bounds the bursts of single executors.
-    pub(crate) fn new(start: Instant, pace: f64, servers: u32, delay_max: Duration) -> Self {
-        let late = delay_max.as_secs_f64() + 0.25;
-        let slack = pace * 2.0 * late + f64::from(servers) + 2.0;
-        Self { violations: Vec::new(), start, pace, slack, closed: VecDeque::new(), in_window: 0 }
+    /// `delay` is the way of an order; `servers` bounds the bursts of single executors, each a quarter of a second
+    /// of its pace and at least one connection.
+    pub(crate) fn new(start: Instant, pace: f64, servers: u32, delay: Duration) -> Self {
+        let slack = pace * (0.25 + 2.0 * delay.as_secs_f64()) + f64::from(servers) + 1.0;
+        Self { violations: Vec::new(), start, pace, slack, closed: VecDeque::new() }
     }
 
     pub(crate) fn note(&mut self, oracle: &'static str, text: String, now: Instant) {
@@ -67,17 +67,22 @@ impl Oracle {
     /// A server closed so many connections on order.
     pub(crate) fn closed(&mut self, count: u32, now: Instant) {
         self.closed.push_back((now, count));
-        self.in_window += count;
-        while let Some((_, count)) = self.closed.front().filter(|(at, _)| now.since(*at) > WINDOW) {
-            self.in_window -= count;
+        let longest = Duration::from_secs(WINDOWS[WINDOWS.len() - 1]);
+        while self.closed.front().is_some_and(|(at, _)| now.since(*at) > longest) {
             self.closed.pop_front();
         }
-        let budget = self.pace * WINDOW.as_secs_f64() + self.slack;
-        if f64::from(self.in_window) > budget {
-            let text = format!("{} moves within {WINDOW:?} at a pace of {}/s", self.in_window, self.pace);
-            self.note("budget", text, now);
-            self.closed.clear();
-            self.in_window = 0;
+        for seconds in WINDOWS {
+            let within = |(at, _): &&(Instant, u32)| now.since(*at) <= Duration::from_secs(seconds);
+            let moves: u32 = self.closed.iter().rev().take_while(within).map(|(_, count)| count).sum();
+            if f64::from(moves) > self.pace * seconds as f64 + self.slack {
+                self.note(
+                    "budget",
+                    format!("{moves} moves within {seconds} s at a pace of {}/s", self.pace),
+                    now,
+                );
+                self.closed.clear();
+                return;
+            }
         }
     }
 

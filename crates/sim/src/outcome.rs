@@ -208,7 +208,11 @@ impl fmt::Display for Outcome {
         for (name, value) in self.rows() {
             writeln!(f, "  {name:<30} {value:>14}")?;
         }
-        writeln!(f, "\n  {:>8} {:>12} {:>5} {:>10} {:>8}", "time", "connections", "open", "max/mean", "moved")?;
+        writeln!(
+            f,
+            "\n  {:>8} {:>12} {:>5} {:>10} {:>8}",
+            "time", "connections", "open", "max/mean", "moved"
+        )?;
         let step = self.samples.len().div_ceil(12).max(1);
         for sample in self.samples.iter().step_by(step) {
             let Sample { at_s, connections, open, max_over_mean, moved } = sample;
@@ -218,6 +222,8 @@ impl fmt::Display for Outcome {
             return writeln!(f, "\n  nothing happened that must not");
         }
         writeln!(f, "\n  violations:")?;
-        self.violations.iter().try_for_each(|it| writeln!(f, "  {:>8.2} s {}: {}", it.at_s, it.oracle, it.text))
+        self.violations
+            .iter()
+            .try_for_each(|it| writeln!(f, "  {:>8.2} s {}: {}", it.at_s, it.oracle, it.text))
     }
 }

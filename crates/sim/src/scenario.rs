@@ -178,7 +178,14 @@ pub struct Cpu {
 
 impl Default for Cpu {
     fn default() -> Self {
-        Self { cost: 0.0, base: 0.0, spread: 0.0, declared: true, noise: 0.0, correlation: Duration::from_secs(5) }
+        Self {
+            cost: 0.0,
+            base: 0.0,
+            spread: 0.0,
+            declared: true,
+            noise: 0.0,
+            correlation: Duration::from_secs(5),
+        }
     }
 }
 
@@ -314,7 +321,8 @@ impl TryFrom<RawEvent> for Event {
         let name = raw.what.clone();
         let needs = |key: &str| format!("the event {name:?} needs {key}");
         let server = || raw.server.clone().ok_or_else(|| needs("server"));
-        let span = |value: &Option<Span>, key: &str| value.as_ref().map(|span| span.0).ok_or_else(|| needs(key));
+        let span =
+            |value: &Option<Span>, key: &str| value.as_ref().map(|span| span.0).ok_or_else(|| needs(key));
         let what = match raw.what.as_str() {
             "join" => What::Join { count: raw.count.unwrap_or(1) },
             "drain" => What::Drain { server: server()? },
@@ -388,8 +396,8 @@ impl Scenario {
     /// # Errors
     /// [`ScenarioError`] naming the first bad key.
     pub fn parse(text: &str) -> Result<Self, ScenarioError> {
-        let scenario: Self =
-            toml::from_str(text).map_err(|error| ScenarioError::Unreadable(error.to_string().trim().to_owned()))?;
+        let scenario: Self = toml::from_str(text)
+            .map_err(|error| ScenarioError::Unreadable(error.to_string().trim().to_owned()))?;
         scenario.check()?;
         Ok(scenario)
     }
@@ -405,7 +413,12 @@ impl Scenario {
         within("fleet.speed", fleet.speed, 0.01..=1_000.0, "0.01 to 1000")?;
         within("clients.life", clients.life.as_secs_f64(), 0.1..=1e9, "\"100ms\" or more")?;
         within("clients.arrivals_per_s", self.arrivals_per_s(), 0.0..=1e6, "0 to 1000000 per second")?;
-        within("network.report_each", network.report_each.as_secs_f64(), 0.1..=3_600.0, "\"100ms\" to \"1h\"")?;
+        within(
+            "network.report_each",
+            network.report_each.as_secs_f64(),
+            0.1..=3_600.0,
+            "\"100ms\" to \"1h\"",
+        )?;
         within("network.loss", network.loss, share.clone(), "0 to 1")?;
         within("network.duplicate", network.duplicate, share.clone(), "0 to 1")?;
         within("cpu.cost", cpu.cost, share.clone(), "0 to 1")?;
@@ -497,7 +510,9 @@ mod span {
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
         let text = String::deserialize(from)?;
         parse(&text).ok_or_else(|| {
-            D::Error::custom(format!("{text:?} is no duration, which is a number with ms, s, m or h: \"20s\""))
+            D::Error::custom(format!(
+                "{text:?} is no duration, which is a number with ms, s, m or h: \"20s\""
+            ))
         })
     }
 
@@ -542,7 +557,8 @@ mod tests {
 
     #[test]
     fn events_are_read() {
-        let scenario = Scenario::parse("[[event]]\nat = \"1.5s\"\nwhat = \"drain\"\nserver = \"s1\"").unwrap();
+        let scenario =
+            Scenario::parse("[[event]]\nat = \"1.5s\"\nwhat = \"drain\"\nserver = \"s1\"").unwrap();
         let drain = Event { at: Duration::from_millis(1_500), what: What::Drain { server: "s1".into() } };
         assert_eq!(scenario.events, [drain]);
     }

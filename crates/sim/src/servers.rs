@@ -172,8 +172,11 @@ impl World {
         let eligible = self.hosts[host].older_than(closes.min_age, self.now);
         let chosen = closes.count.get().min(eligible);
         let age = if closes.min_age.is_zero() { Age::Any } else { Age::Old };
-        let closing =
-            if self.bug == Some(Bug::ClosesTwice) { (chosen * 2).min(self.hosts[host].total()) } else { chosen };
+        let closing = if self.bug == Some(Bug::ClosesTwice) {
+            (chosen * 2).min(self.hosts[host].total())
+        } else {
+            chosen
+        };
         let answer = Input::Chosen { asked: closes.count, chosen: evenkeel_model::Connections(chosen) };
         self.hosts[host].agent.handle(answer, self.now);
         for _ in 0..closing {

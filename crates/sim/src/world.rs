@@ -114,12 +114,16 @@ impl World {
         let fronts = (0..scenario.fleet.gateways)
             .map(|index| Front::new(index, &policy.id, &policy.place, seeds.fork(100 + u64::from(index))))
             .collect();
-        let joins: u32 = scenario.events.iter().map(|event| match event.what {
-            What::Join { count } => count,
-            _ => 0,
-        }).sum();
+        let joins: u32 = scenario
+            .events
+            .iter()
+            .map(|event| match event.what {
+                What::Join { count } => count,
+                _ => 0,
+            })
+            .sum();
         let servers = scenario.fleet.servers + joins + scenario.scale.as_ref().map_or(0, |scale| scale.max);
-        let oracle = Oracle::new(start, policy.moves.pace.get(), servers, network.delay_max());
+        let oracle = Oracle::new(start, policy.moves.pace.get(), servers, network.order_delay_max());
         let (load, life) = (seeds.fork(2), seeds.fork(3));
         let arrivals_per_s = scenario.arrivals_per_s();
         Self {
@@ -269,7 +273,9 @@ impl World {
             What::Drain { server } => self.drain(&server),
             What::Undrain { server } => self.on(&server, |id| Order::Undrain { server: id }),
             What::Cordon { server } => self.on(&server, |id| Order::Cordon { server: id }),
-            What::Shed { server, to } => self.on(&server, |id| Order::Shed { server: id, to: Connections(to) }),
+            What::Shed { server, to } => {
+                self.on(&server, |id| Order::Shed { server: id, to: Connections(to) })
+            }
             What::Crash { server, down } => {
                 if let Some(host) = self.up(&server) {
                     self.kill(host);
@@ -447,7 +453,10 @@ impl World {
                 at_s: self.since_start(at),
                 fair_after_s: after(at, watch.fair_at),
                 moves: self.tally.moved - moved,
-                last_move_after_s: watch.last_move.filter(|(_, all)| *all > moved).and_then(|(last, _)| after(at, Some(last))),
+                last_move_after_s: watch
+                    .last_move
+                    .filter(|(_, all)| *all > moved)
+                    .and_then(|(last, _)| after(at, Some(last))),
             }),
             drain: watch.drain.map(|(at, _, held)| Drain {
                 at_s: self.since_start(at),
@@ -456,8 +465,9 @@ impl World {
             }),
             hot: watch.hot.map(|(at, host)| Hot {
                 at_s: self.since_start(at),
-                relieved_after_s: (self.true_score(host) < 1.0)
-                    .then(|| watch.hot_until.map_or(0.0, |until| (until + LOOK_EACH).since(at).as_secs_f64())),
+                relieved_after_s: (self.true_score(host) < 1.0).then(|| {
+                    watch.hot_until.map_or(0.0, |until| (until + LOOK_EACH).since(at).as_secs_f64())
+                }),
             }),
             sinkhole: watch.sinkhole.map(|(at, host)| {
                 let until = watch.swallowed_until.unwrap_or_else(|| self.swallowed(host));
