@@ -71,8 +71,11 @@ pub fn lint(
 }
 
 fn check_server(server: &Server, target: Share, standing: Standing, relief: Relief) -> Result<(), Violation> {
+    if standing.health != Health::Ok {
+        return Err(Violation::Untrusted);
+    }
     if standing.phase.is_none() {
-        if standing.health != Health::Ok || standing.probation {
+        if standing.probation {
             return Err(Violation::Untrusted);
         }
         if relief.target < target.ceil().min(server.live) {
@@ -116,4 +119,78 @@ fn fits(
     }
     debug_assert!(room == 0 || open().all(|i| all.each[i].at_most > Connections::ZERO));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec;
+    use alloc::vec::Vec;
+
+    use evenkeel_model::{Ratio, ServerId};
+
+    use super::*;
+    use crate::allot::allot;
+    use crate::config::{MoveConfig, PickRule};
+    use crate::moves::moves;
+
+    fn server(live: u32) -> Server {
+        Server {
+            id: ServerId::new("s").unwrap(),
+            capacity: Connections(1_000),
+            live: Connections(live),
+            pending: Connections::ZERO,
+            admit: PerSecond::new(200.0),
+            ceilings: Vec::new(),
+        }
+    }
+
+    /// What lint says of a good plan after `spoil`.
+    fn spoiled(spoil: impl Fn(&mut Moves, &mut Vec<Standing>)) -> Result<(), Violation> {
+        let config = MoveConfig::default();
+        let facts = Facts {
+            config: &config,
+            pick: PickRule::Auto,
+            active: false,
+            arrivals: PerSecond::ZERO,
+            failing: false,
+            reserved: PerSecond::ZERO,
+        };
+        let servers = [server(600), server(600), server(0)];
+        let mut standing = vec![Standing { health: Health::Ok, probation: false, phase: None }; 3];
+        let all = allot(&servers, Connections(1_200), Ratio::ONE);
+        let mut plan = moves(&servers, &all, &standing, facts);
+        spoil(&mut plan, &mut standing);
+        lint(&servers, &all, &standing, facts, &plan)
+    }
+
+    fn relief(plan: &mut Moves, i: usize) -> &mut Relief {
+        plan.each[i].as_mut().unwrap()
+    }
+
+    #[test]
+    fn a_good_plan_passes() {
+        assert_eq!(spoiled(|_, _| {}), Ok(()));
+    }
+
+    #[test]
+    fn each_thing_that_must_never_happen_is_found() {
+        let pace = spoiled(|plan, _| relief(plan, 0).moves_per_s = PerSecond::new(11.0));
+        assert_eq!(pace, Err(Violation::Pace));
+        let below = spoiled(|plan, _| relief(plan, 0).target = Connections(399));
+        assert_eq!(below, Err(Violation::BelowTarget));
+        let untrusted = spoiled(|_, standing| standing[1].health = Health::Suspect);
+        assert_eq!(untrusted, Err(Violation::Untrusted));
+        let probation = spoiled(|_, standing| standing[1].probation = true);
+        assert_eq!(probation, Err(Violation::Untrusted));
+        let forgotten = spoiled(|plan, _| plan.verdicts.truncate(1));
+        assert_eq!(forgotten, Err(Violation::Undecided));
+        let twice = spoiled(|plan, _| plan.verdicts.push(plan.verdicts[1]));
+        assert_eq!(twice, Err(Violation::Undecided));
+        let silent = spoiled(|plan, _| plan.each[0] = None);
+        assert_eq!(silent, Err(Violation::Undecided));
+        let room = spoiled(|plan, _| {
+            plan.verdicts[0].1 = Verdict::Relieved(Connections(301), PerSecond::new(1.0));
+        });
+        assert_eq!(room, Err(Violation::Room));
+    }
 }

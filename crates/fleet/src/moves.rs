@@ -223,12 +223,7 @@ type Rule = fn(&Fleet<'_>, Source, &Receivers) -> Option<Why>;
 
 /// Vetoes on the relief of a server that is not draining, in order: the first that speaks decides.
 const RULES: [Rule; 7] = [
-    |fleet, source, _| match (fleet.standing[source.i].health, fleet.standing[source.i].probation) {
-        (Health::Dead, _) => Some(Why::Dead),
-        (Health::Suspect, _) => Some(Why::Suspect),
-        (Health::Ok, true) => Some(Why::Probation),
-        (Health::Ok, false) => None,
-    },
+    |fleet, source, _| untrusted(fleet.standing[source.i]),
     |fleet, source, _| {
         let blind = matches!(fleet.facts.pick, PickRule::RoundRobin | PickRule::Random);
         (blind && fleet.urgency(source) != Urgency::Ordered).then_some(Why::PickRule)
@@ -245,6 +240,16 @@ const RULES: [Rule; 7] = [
     },
     |_, _, receivers| receivers.pace.is_zero().then_some(Why::Pace),
 ];
+
+/// A server whose counts are not trusted or that cannot hear an order gives nothing, draining or not.
+const fn untrusted(standing: Standing) -> Option<Why> {
+    match (standing.health, standing.probation) {
+        (Health::Dead, _) => Some(Why::Dead),
+        (Health::Suspect, _) => Some(Why::Suspect),
+        (Health::Ok, true) if standing.phase.is_none() => Some(Why::Probation),
+        (Health::Ok, _) => None,
+    }
+}
 
 /// How pressing the relief of one server is.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -299,6 +304,10 @@ impl Fleet<'_> {
         let mut ready: Vec<Source> = Vec::new();
         for source in self.sources() {
             let Some(phase) = self.standing[source.i].phase else { continue };
+            if let Some(why) = untrusted(self.standing[source.i]) {
+                plan.verdicts.push((source.i, why.verdict()));
+                continue;
+            }
             match phase {
                 Phase::Soft => plan.verdicts.push((source.i, Why::Soft.verdict())),
                 Phase::Moving | Phase::Closing => ready.push(source),

@@ -323,7 +323,11 @@ impl Member {
             self.want.loose = before.loose.filter(|(_, until)| now < *until);
         } else {
             let rate = before.moves_per_s.get() + before.reserved(now).get();
-            self.want.loose = Some((PerSecond::new(rate), now + Desired::LEASE));
+            let lapses = match self.executor {
+                Executor::Agent => Desired::LEASE,
+                Executor::Gateways => OBEYS_AFTER,
+            };
+            self.want.loose = Some((PerSecond::new(rate), now + lapses));
         }
         true
     }
@@ -359,6 +363,10 @@ impl Member {
     pub(super) fn shown(&self) -> Shown {
         if self.is_gone() {
             return Shown::Gone;
+        }
+        if !self.alive {
+            // Known from the store or the configuration only: nobody counted there yet.
+            return Shown::Unknown;
         }
         match (self.executor, &self.report) {
             // Not heard since a restart: it may have an agent, and connections that no gateway carries.
@@ -452,6 +460,8 @@ impl Admit {
     }
 }
 
+/// So long after a publication gateways obey it.
+pub(super) const OBEYS_AFTER: Duration = Duration::from_millis(500);
 /// Multiplicative decrease of admission on handshake errors: TCP's half loses more than a burst of errors tells.
 const DECREASE: f64 = 0.7;
 /// Additive increase a second, of the configured rate: back at full within 20 s.

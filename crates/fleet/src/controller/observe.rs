@@ -25,10 +25,12 @@ impl Controller {
             return;
         }
         let configured = inc == Incarnation::default();
-        if inc > member.inc {
+        if member.inc == Incarnation::default() {
+            // First heard of: whatever was seen of it until now, for example a passed check, was this life.
+            member.inc = inc;
+        } else if inc > member.inc {
             let config = self.config.clone();
-            let member = self.known(&id, now);
-            member.new_life(inc, &config, now);
+            self.known(&id, now).new_life(inc, &config, now);
         }
         let member = self.known(&id, now);
         member.listed |= configured;
@@ -300,7 +302,10 @@ impl Controller {
         if health == Health::Dead && !was_gone {
             self.lose(held.saturating_sub(left), now);
         }
-        if self.members.get(server).is_some_and(|member| member.alive) || health == Health::Dead {
+        // The end of a process is told as such.
+        if !was_gone
+            && (health == Health::Dead || self.members.get(server).is_some_and(|member| member.alive))
+        {
             self.event(Some(server), kind, text, now);
         }
         // A broken network makes thousands suspect one by one: they are published together.

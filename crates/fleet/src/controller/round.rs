@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 use evenkeel_model::{Connections, Duration, Instant, PerSecond, Ratio, ServerId, State};
 
 use super::machine::{Controller, Publish};
-use super::member::{Member, Process, Want};
+use super::member::{Member, OBEYS_AFTER, Process, Want};
 use super::tell::{demand_of, has_agent, is_on_probation};
 use super::{By, Intent, Phase};
 use crate::allot::{Allotments, Server, allot};
@@ -18,10 +18,10 @@ use crate::lint::lint;
 use crate::moves::{self, Facts, Moves, Relief, Standing};
 use crate::snapshot::Executor;
 
-/// A gateway's view that old was taken after it had obeyed an order.
-const OBEYS_AFTER: Duration = Duration::from_millis(500);
 /// A server that nobody lists, provides or hears of is forgotten after so long.
 const FORGET_AFTER: Duration = Duration::from_secs(600);
+/// A server that is to stop and that no provider knows has stopped already: adoption takes seconds.
+const STOPPED_AFTER: Duration = Duration::from_secs(30);
 /// Orders under way are repeated this often, a fifth of their lease.
 const RENEW_AFTER: Duration = Duration::from_secs(1);
 
@@ -133,16 +133,22 @@ impl Controller {
         })
     }
 
+    /// Forgets servers that are nobody's. What an operator ordered about one outlives its absence.
     fn forget_strangers(&mut self, now: Instant) {
+        let patience = |member: &Member| match member.intent {
+            Some(Intent::Drain { by: By::Operator, .. } | Intent::Cordon) => Duration::MAX,
+            Some(Intent::Stop { .. }) => STOPPED_AFTER,
+            _ => FORGET_AFTER,
+        };
         let stranger = |member: &&Member| {
             let heard = member.pulse.heard().unwrap_or(member.life_since);
             let lost = !member.listed && member.process == Process::NotOurs && member.live().is_zero();
-            lost && now.since(heard) >= FORGET_AFTER
+            lost && now.since(heard) >= patience(member)
         };
         let gone: Vec<ServerId> =
             self.members.values().filter(stranger).map(|member| member.id.clone()).collect();
         for server in gone {
-            self.event(Some(&server), "left", format!("{server} was not heard of for 10 minutes"), now);
+            self.event(Some(&server), "left", format!("{server} left: not heard of for long"), now);
             self.forget(&server, now);
         }
     }

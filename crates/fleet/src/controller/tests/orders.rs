@@ -202,3 +202,35 @@ fn a_server_without_agent_drains_by_its_gateways() {
     world.run(3);
     assert_eq!(world.status("a").state, State::Drained);
 }
+
+#[test]
+fn a_restored_drain_is_not_concluded_before_its_server_is_back() {
+    let mut world = World::new(config(), &[("a", Host::new(1_000, 400)), ("b", Host::new(1_000, 100))]);
+    world.run(4);
+    world.order(drain("a")).unwrap();
+    world.run(1);
+    world.restart();
+    world.hosts.get_mut(&id("a")).unwrap().answers = false;
+    let away = world.hosts.remove(&id("a")).unwrap();
+    world.run(20);
+    assert_eq!(world.status("a").state, State::Draining);
+    world.hosts.insert(id("a"), Host { answers: true, ..away });
+    world.introduce("a");
+    world.run(2);
+    assert_eq!((world.status("a").state, world.status("a").phase), (State::Draining, Some(Phase::Moving)));
+}
+
+#[test]
+fn a_draining_server_that_cannot_hear_does_not_hold_up_the_others() {
+    let mut world = World::new(
+        config(),
+        &[("a", Host::new(5_000, 4_000)), ("b", Host::new(5_000, 200)), ("c", Host::new(10_000, 0))],
+    );
+    world.run(2);
+    for name in ["a", "b"] {
+        world.order(drain(name)).unwrap();
+    }
+    world.hosts.get_mut(&id("a")).unwrap().answers = false;
+    world.run(25);
+    assert_eq!(world.hosts[&id("b")].live, 0, "it gets the whole pace");
+}

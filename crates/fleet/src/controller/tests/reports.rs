@@ -62,6 +62,33 @@ fn an_agent_that_applied_a_higher_order_is_overtaken() {
 }
 
 #[test]
+fn a_server_that_passed_a_check_before_its_agent_spoke_stays_up() {
+    let mut world = World::new(config(), &[]);
+    let url = Arc::from("ws://a");
+    world.handle(Input::Provided(Provided::Running { server: id("a"), url }));
+    world.handle(Input::Checked(Checked { server: id("a"), outcome: Ok(()) }));
+    assert_eq!(world.status("a").state, State::Active);
+    world.join("a", Host { inc: 9, ..Host::new(1_000, 0) });
+    assert_eq!((world.status("a").state, world.status("a").inc), (State::Active, Incarnation(9)));
+    assert_eq!(world.kinds("active"), 1);
+}
+
+#[test]
+fn a_server_that_nobody_lists_is_forgotten_but_not_what_an_operator_ordered_of_it() {
+    let mut world = World::new(config(), &[("a", Host::new(10, 0)), ("b", Host::new(10, 0))]);
+    world.run(2);
+    world.order(Order::Cordon { server: id("b") }).unwrap();
+    for host in world.hosts.values_mut() {
+        host.answers = false;
+    }
+    world.run(610);
+    let known: Vec<ServerId> =
+        world.controller.servers(world.now).into_iter().map(|status| status.id).collect();
+    assert_eq!(known, [id("b")]);
+    assert_eq!(world.kinds("left"), 1);
+}
+
+#[test]
 fn silence_pins_a_server_and_the_next_report_frees_it() {
     let mut world = World::new(config(), &[("a", Host::new(1_000, 10)), ("b", Host::new(1_000, 10))]);
     world.run(3);
