@@ -255,9 +255,11 @@ impl Fleet {
                     None => return Ok(()),
                 },
                 () = self.clock.sleep_until(controller.poll_timeout()) => {
-                    let now = self.clock.now();
+                    let (now, round) = (self.clock.now(), controller.explanation().round);
                     controller.handle_timeout(now);
-                    self.metrics.round(&self.settings.policy.id, self.clock.now().since(now));
+                    if controller.explanation().round != round {
+                        self.metrics.round(&self.settings.policy.id, self.clock.now().since(now));
+                    }
                     self.perform(&mut controller).await?;
                 }
             }

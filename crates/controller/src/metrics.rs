@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use evenkeel_fleet::controller::{Event, ServerStatus};
 use evenkeel_fleet::snapshot::Health;
 use evenkeel_model::{Duration, FleetId, State};
-use evenkeel_runtime::metrics::{Registry, names};
+use evenkeel_runtime::metrics::{Registry, Unit, names};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
@@ -76,7 +76,12 @@ impl Metrics {
             rounds: rounds.clone(),
             statuses: statuses.clone(),
         };
-        registry.register(names::CONTROLLER_ROUND_DURATION, "Time one round takes, in seconds", rounds);
+        registry.register_with_unit(
+            names::CONTROLLER_ROUND_DURATION,
+            "Time one round takes",
+            Unit::Seconds,
+            rounds,
+        );
         registry.register_collector(Box::new(statuses));
         metrics
     }

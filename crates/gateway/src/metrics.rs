@@ -1,6 +1,6 @@
 //! The gateway's counters. Labels are closed sets: outcomes, reasons, codes, directions; never clients or paths.
 
-use evenkeel_runtime::metrics::{Registry, names};
+use evenkeel_runtime::metrics::{Registry, Unit, names};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -54,9 +54,10 @@ impl Metrics {
             "Views the controller had no room for",
             it.views_dropped,
         );
-        registry.register(
+        registry.register_with_unit(
             names::GATEWAY_HANDSHAKE_DURATION,
-            "Seconds from a whole request to its 101",
+            "From a whole request to its 101",
+            Unit::Seconds,
             it.handshake_seconds,
         );
         metrics

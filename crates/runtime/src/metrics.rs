@@ -5,7 +5,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-pub use prometheus_client::registry::Registry;
+pub use prometheus_client::registry::{Registry, Unit};
 
 /// The registry as the admin listener and late registrations share it. Locked for a registration and for one
 /// scrape, never on a data path.
@@ -52,7 +52,7 @@ pub mod names {
     /// Counter: views dropped because the controller did not keep up.
     pub const GATEWAY_VIEWS_DROPPED: &str = "gateway_views_dropped";
     /// Histogram in seconds: from request head to 101.
-    pub const GATEWAY_HANDSHAKE_DURATION: &str = "gateway_handshake_duration_seconds";
+    pub const GATEWAY_HANDSHAKE_DURATION: &str = "gateway_handshake_duration";
 
     /// Gauge by fleet and server: connections held.
     pub const CONTROLLER_SERVER_CONNECTIONS: &str = "controller_server_connections";
@@ -81,7 +81,7 @@ pub mod names {
     /// Counter by fleet: events that a queue had no room for.
     pub const CONTROLLER_DROPPED: &str = "controller_dropped";
     /// Histogram in seconds by fleet: time one round takes.
-    pub const CONTROLLER_ROUND_DURATION: &str = "controller_round_duration_seconds";
+    pub const CONTROLLER_ROUND_DURATION: &str = "controller_round_duration";
     /// Counter by fleet and how: server processes started, ended, restarted.
     pub const CONTROLLER_PROCESSES: &str = "controller_processes";
 }
