@@ -73,6 +73,8 @@ pub(crate) enum Command {
     Explain(AskArgs),
     /// Run a WebSocket server that sends every message back, on every path
     Echo(crate::echo::Args),
+    /// Run a scenario through the decision code, without a network
+    Sim(crate::sim::Args),
     /// Print a completion script for a shell
     #[command(after_help = "Example:\n  evenkeel completions bash > /etc/bash_completion.d/evenkeel")]
     Completions {

@@ -11,6 +11,7 @@ mod echo;
 mod limits;
 mod order;
 mod serve;
+mod sim;
 mod source;
 mod table;
 
@@ -51,6 +52,7 @@ fn run(command: Command) -> anyhow::Result<u8> {
         Command::Shed(args) => on_one_thread(order::shed(&args)),
         Command::Scale(args) => on_one_thread(order::scale(&args)),
         Command::Echo(args) => on_one_thread(async { echo::run(args).await.map(|()| exit::OK) }),
+        Command::Sim(args) => sim::run(&args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "evenkeel", &mut std::io::stdout());
             Ok(exit::OK)
@@ -66,5 +68,6 @@ fn code_of(error: &anyhow::Error) -> u8 {
     if let Some(error) = error.downcast_ref::<AdminError>() {
         return error.exit();
     }
-    if error.is::<ConfigError>() { exit::USAGE } else { exit::FAILED }
+    let usage = error.is::<ConfigError>() || error.is::<evenkeel_sim::ScenarioError>();
+    if usage { exit::USAGE } else { exit::FAILED }
 }

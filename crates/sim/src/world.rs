@@ -274,7 +274,7 @@ impl World {
             What::Undrain { server } => self.on(&server, |id| Order::Undrain { server: id }),
             What::Cordon { server } => self.on(&server, |id| Order::Cordon { server: id }),
             What::Shed { server, to } => {
-                self.on(&server, |id| Order::Shed { server: id, to: Connections(to) })
+                self.on(&server, |id| Order::Shed { server: id, to: Connections(to) });
             }
             What::Crash { server, down } => {
                 if let Some(host) = self.up(&server) {
@@ -368,7 +368,7 @@ impl World {
         let now = self.now;
         self.schedule(now + LOOK_EACH, Event::Looks);
         let sample = self.sample();
-        if now.since(self.start).as_millis() % 1_000 == 0 {
+        if now.since(self.start).as_millis().is_multiple_of(1_000) {
             self.watch.samples.push(sample);
         }
         if self.watch.last_move.is_none_or(|(_, moved)| moved != self.tally.moved) {
