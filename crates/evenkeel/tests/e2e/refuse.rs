@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::time::Duration;
 
 use crate::kit::world::CONFIG;
-use crate::kit::{Client, Refused, World, until};
+use crate::kit::{Client, Crowd, EchoOptions, Refused, World, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bad_config_names_key_value_range_and_example() {
@@ -68,16 +68,12 @@ async fn a_fleet_with_nothing_open_answers_503_with_retry_after() {
 #[tokio::test(flavor = "multi_thread")]
 async fn serve_to_urls_needs_no_file() {
     let mut world = World::new("to");
-    let a = world.echo("a", &crate::kit::EchoOptions::default()).await;
-    let b = world.echo("b", &crate::kit::EchoOptions::default()).await;
-    let evenkeel = world.serve_to(&[a, b]).await;
-    let mut crowd = crate::kit::Crowd::at(evenkeel.gateway);
-    until("both servers pass their check", Duration::from_secs(10), || async {
-        let servers = evenkeel.admin.servers().await;
-        (servers.len() == 2 && servers.iter().all(|server| server.state == "active")).then_some(())
-    })
-    .await;
+    let first = world.echo("s1", &EchoOptions::default()).await;
+    let second = world.echo("s2", &EchoOptions::default()).await;
+    let evenkeel = world.serve_to(&[first, second]).await;
+    evenkeel.wait_active(&["s1", "s2"]).await;
+    let mut crowd = Crowd::at(evenkeel.gateway);
     crowd.join(20).await;
-    assert_eq!((crowd.on("a"), crowd.on("b")), (10, 10));
+    assert_eq!((crowd.on("s1"), crowd.on("s2")), (10, 10));
     crowd.echo().await;
 }

@@ -26,7 +26,7 @@ window = "4s"
 
 /// Waits until exactly so many servers are active, and gives their ids.
 pub(crate) async fn wait_servers(evenkeel: &Evenkeel, count: usize) -> Vec<String> {
-    until(&format!("{count} servers are active"), Duration::from_secs(60), || async {
+    let ids = until(&format!("{count} servers are active"), Duration::from_secs(60), || async {
         let servers = evenkeel.admin.servers().await;
         let live = servers.iter().filter(|server| !matches!(server.state.as_str(), "stopped" | "drained"));
         let mut ids: Vec<_> = live.clone().map(|server| server.id.clone()).collect();
@@ -34,7 +34,9 @@ pub(crate) async fn wait_servers(evenkeel: &Evenkeel, count: usize) -> Vec<Strin
         let all = live.clone().all(|server| server.state == "active" && server.health == "ok");
         (all && ids.len() == count).then_some(ids)
     })
-    .await
+    .await;
+    evenkeel.wait_active(&ids.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    ids
 }
 
 #[tokio::test(flavor = "multi_thread")]

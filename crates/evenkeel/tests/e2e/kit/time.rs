@@ -1,6 +1,5 @@
 //! Waiting for conditions, with a deadline each. The only place of the scenarios that sleeps.
 
-use std::future::Future;
 use std::time::{Duration, Instant};
 
 /// Time between two looks at a condition.
@@ -24,10 +23,7 @@ impl Stopwatch {
 }
 
 /// Looks until `look` gives something; panics with `what` after `deadline`.
-pub(crate) async fn until<T, F>(what: &str, deadline: Duration, mut look: impl FnMut() -> F) -> T
-where
-    F: Future<Output = Option<T>>,
-{
+pub(crate) async fn until<T>(what: &str, deadline: Duration, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let watch = Stopwatch::start();
     loop {
         if let Some(seen) = look().await {

@@ -216,7 +216,8 @@ impl Evenkeel {
         *self = Self::start(world, std::mem::take(&mut self.arguments)).await;
     }
 
-    /// Waits until all of these are active and healthy.
+    /// Waits until all of these are active and healthy, and the gateway places on each: publications are collected
+    /// for a moment, and a controller that starts again keeps them back until gateways and servers had time to speak.
     pub(crate) async fn wait_active(&self, ids: &[&str]) {
         until(&format!("{ids:?} are active"), START, || async {
             let servers = self.admin.servers().await;
@@ -228,15 +229,15 @@ impl Evenkeel {
             ids.iter().all(active).then_some(())
         })
         .await;
-    }
-
-    /// Waits until a client can connect. A controller that starts again keeps its table back until gateways and
-    /// servers had time to speak, and is ready before that.
-    pub(crate) async fn wait_open(&self) {
-        until("a client can connect", START, || async { Client::connect(self.gateway).await.ok() })
-            .await
-            .close()
-            .await;
+        let mut probes: Vec<Client> = Vec::new();
+        until(&format!("the gateway places on {ids:?}"), START, async || {
+            probes.extend(Client::connect(self.gateway).await.ok());
+            ids.iter().all(|id| probes.iter().any(|probe| probe.server == *id)).then_some(())
+        })
+        .await;
+        for probe in probes {
+            probe.close().await;
+        }
     }
 
     /// Waits until a server is in a state.
