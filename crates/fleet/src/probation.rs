@@ -154,8 +154,11 @@ impl Probation {
         if !seen().any(|(_, (placed, share))| placed >= PLACED_MIN && share > SHARE_MIN) {
             return Vec::new();
         }
-        // One that got no placement closed none at once: a hole swallows what the others would get.
-        let mut shares: Vec<f64> = seen().map(|(_, (_, share))| share).collect();
+        // One that got few placements proves little and closed few at once: a hole swallows what the others would
+        // get, and a single short visit to each of them must not excuse it.
+        let mut shares: Vec<f64> = seen()
+            .map(|(_, (placed, share))| share * f64::from(placed) / f64::from(placed.max(PLACED_MIN)))
+            .collect();
         shares.sort_by(f64::total_cmp);
         let median = shares.get(shares.len().saturating_sub(1) / 2).copied().unwrap_or(0.0);
         let most = SHARE_MIN.max(MEDIAN_TIMES * median);
@@ -221,6 +224,15 @@ mod tests {
         place(&mut probation, 2, 5, 7, at(0));
         probation.judge(&slots, at(100));
         assert_eq!(probation.on(), [2]);
+    }
+
+    #[test]
+    fn one_short_visit_to_each_of_the_others_does_not_excuse_a_hole() {
+        let (mut probation, slots) = fleet(4);
+        (0..3).for_each(|slot| place(&mut probation, slot, 1, 1, at(0)));
+        place(&mut probation, 3, 20, 20, at(0));
+        probation.judge(&slots, at(100));
+        assert_eq!(probation.on(), [3]);
     }
 
     #[test]
