@@ -8,7 +8,9 @@ pub const ID_MAX: usize = 128;
 
 /// Why a text cannot be an identifier.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("could not take {text:?} as {what} id: 1 to 128 characters of A-Z a-z 0-9 . _ - are allowed, the first a letter or digit")]
+#[error(
+    "could not take {text:?} as {what} id: 1 to 128 characters of A-Z a-z 0-9 . _ - are allowed, the first a letter or digit"
+)]
 pub struct InvalidId {
     /// Which id was asked for, for example `server`.
     pub what: &'static str,

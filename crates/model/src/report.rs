@@ -105,7 +105,11 @@ impl Measures {
         }
         for (name, value) in &self.custom {
             if name.is_empty() || name.len() > 64 || !name.bytes().all(|b| b.is_ascii_graphic()) {
-                return Err(refused("custom", alloc::format!("{name:?}"), "names of 1 to 64 printable ASCII characters"));
+                return Err(refused(
+                    "custom",
+                    alloc::format!("{name:?}"),
+                    "names of 1 to 64 printable ASCII characters",
+                ));
             }
             if !UNIT.contains(value) {
                 return Err(refused(&alloc::format!("custom{suffix}.{name}"), value, "0 to 1"));
