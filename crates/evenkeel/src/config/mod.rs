@@ -8,7 +8,7 @@
 //! | what is written, unknown keys refused | [`raw`] |
 //! | what is meant, every value checked | [`check`] |
 //! | what the roles are composed from | [`settings`] |
-//! | and back to a file | [`print`] |
+//! | and back to a file | [`mod@print`] |
 
 pub(crate) mod check;
 pub(crate) mod print;
