@@ -299,7 +299,10 @@ impl Gateway {
         let seat = &mut self.seats[key.0 as usize];
         seat.live = seat.live.saturating_sub(1);
         seat.changed = self.ticks;
-        self.probation.closed(key.0, lasted, now);
+        // A server that empties on order closes young connections too; that says nothing about it.
+        if !matches!(slot.view.state, State::Draining | State::Drained | State::Stopped) {
+            self.probation.closed(key.0, lasted, now);
+        }
     }
 
     /// Bytes came from the server: it is not frozen, whatever its reports.
