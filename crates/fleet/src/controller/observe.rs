@@ -8,7 +8,7 @@ use alloc::string::String;
 use alloc::sync::Arc;
 
 use evenkeel_model::{
-    Average, Connections, Duration, Fence, Incarnation, Instant, PerSecond, Report, ServerId,
+    Average, Connections, Duration, Fence, Incarnation, Instant, PerSecond, Report, ServerId, State,
 };
 
 use super::machine::{Controller, Door, Publish};
@@ -290,6 +290,9 @@ impl Controller {
         let was_gone = member.is_gone();
         let left = member.live();
         let (kind, text) = match health {
+            Health::Suspect if silent < self.config.health.suspect_after => {
+                ("suspect", format!("{server} takes no new connections: the link to its agent broke"))
+            }
             Health::Suspect => {
                 ("suspect", format!("{server} takes no new connections: silent for {silent:.1?}"))
             }
@@ -302,8 +305,11 @@ impl Controller {
         if health == Health::Dead && !was_gone {
             self.lose(held.saturating_sub(left), now);
         }
+        // An empty server that is about to end may fall silent.
+        let ends = health == Health::Suspect && matches!(member.state(), State::Drained | State::Stopped);
         // The end of a process is told as such.
         if !was_gone
+            && !ends
             && (health == Health::Dead || self.members.get(server).is_some_and(|member| member.alive))
         {
             self.event(Some(server), kind, text, now);
