@@ -288,6 +288,8 @@ impl Controller {
         let Some(health) = member.pulse.judge(now, &self.config.health) else { return };
         let silent = member.pulse.silent(now).unwrap_or(Duration::ZERO);
         let was_gone = member.is_gone();
+        // An empty server that is about to end may fall silent.
+        let ends = health == Health::Suspect && matches!(member.state(), State::Drained | State::Stopped);
         let left = member.live();
         let (kind, text) = match health {
             Health::Suspect if silent < self.config.health.suspect_after => {
@@ -305,8 +307,6 @@ impl Controller {
         if health == Health::Dead && !was_gone {
             self.lose(held.saturating_sub(left), now);
         }
-        // An empty server that is about to end may fall silent.
-        let ends = health == Health::Suspect && matches!(member.state(), State::Drained | State::Stopped);
         // The end of a process is told as such.
         if !was_gone
             && !ends
