@@ -42,6 +42,11 @@ pub(crate) struct Cli {
     pub(crate) command: Command,
 }
 
+/// What was asked for can never work, whatever the state of the world.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct UsageError(pub(crate) String);
+
 /// Every command.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {

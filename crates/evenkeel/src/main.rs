@@ -20,7 +20,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 
 use admin::AdminError;
-use cli::{Cli, Command, exit};
+use cli::{Cli, Command, UsageError, exit};
 use config::ConfigError;
 
 fn main() -> ExitCode {
@@ -68,6 +68,7 @@ fn code_of(error: &anyhow::Error) -> u8 {
     if let Some(error) = error.downcast_ref::<AdminError>() {
         return error.exit();
     }
-    let usage = error.is::<ConfigError>() || error.is::<evenkeel_sim::ScenarioError>();
+    let usage =
+        error.is::<UsageError>() || error.is::<ConfigError>() || error.is::<evenkeel_sim::ScenarioError>();
     if usage { exit::USAGE } else { exit::FAILED }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use evenkeel_runtime::{Clock, Phase, Shutdown, Tasks, log};
 
-use crate::cli::{Role, ServeArgs, exit};
+use crate::cli::{Role, ServeArgs, UsageError, exit};
 use crate::compose::Product;
 use crate::config::Settings;
 use crate::source;
@@ -14,9 +14,8 @@ use crate::source;
 pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<u8> {
     let settings = source::settings(&args.source, &args.scalars)?;
     if !args.roles.contains(&Role::Controller) {
-        anyhow::bail!(
-            "a gateway without a controller in its process is not available yet; use --roles gateway,controller"
-        );
+        let why = "a gateway without a controller in its process is not available yet; use --roles gateway,controller";
+        return Err(UsageError(why.to_owned()).into());
     }
     log::init(settings.log.format, &settings.log.level)?;
     crate::limits::raise_open_files();

@@ -49,7 +49,7 @@ pub(crate) fn check(source: &SourceArgs, scalars: &Scalars) -> anyhow::Result<u8
 /// `print-config`
 pub(crate) fn print_config(args: &PrintArgs) -> anyhow::Result<u8> {
     let settings = match args.demo {
-        true => crate::demo::printed(crate::cli::DEMO_CLIENTS)?,
+        true => crate::demo::printed(crate::cli::DEMO_CLIENTS, crate::demo::USUAL)?,
         false => settings(&args.source, &args.scalars)?,
     };
     print!("{}", print::print(&settings)?);

@@ -39,7 +39,7 @@ use crate::config::unit::show_duration;
 use crate::limits;
 use story::{Stage, Story};
 
-pub(crate) use plan::printed;
+pub(crate) use plan::{USUAL, printed};
 
 /// For the first servers to be up.
 const UP_WITHIN: Duration = Duration::from_secs(20);
@@ -52,7 +52,7 @@ pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<u8> {
         log::init(log::Format::Text, &level)?;
     }
     let dir = Dir::make()?;
-    let settings = plan::settings(&dir.0, args.clients)?;
+    let settings = plan::settings(&dir.0, args.clients, args.duration)?;
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .worker_threads(2)

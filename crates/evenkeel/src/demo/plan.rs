@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use toml::Value;
 
+use crate::cli::UsageError;
 use crate::config::raw::{
     RawAdmin, RawFile, RawFleet, RawGateway, RawHealth, RawMove, RawProvider, RawScale,
 };
@@ -19,6 +20,10 @@ use crate::limits;
 pub(crate) const FLEET: &str = "demo";
 /// Every time of the control law that is not written below runs so much faster than in production.
 const SPEED: f64 = 20.0;
+/// The demo's time where nothing else is asked for; in less, moves and scale down are faster in proportion.
+pub(crate) const USUAL: Duration = Duration::from_secs(90);
+/// Less is not enough for servers to start, fill, empty and stop.
+const SHORTEST: Duration = Duration::from_secs(30);
 /// Four servers are full of the clients: with headroom six run at the peak, enough to lose one and drain one.
 const SERVERS_FULL: u32 = 4;
 /// Descriptors a connection takes in this process: the client's end and the gateway's two.
@@ -32,33 +37,36 @@ pub(crate) fn clients_max() -> u64 {
 }
 
 /// Refuses what cannot work.
-pub(crate) fn check(clients: u32, duration: Duration) -> anyhow::Result<()> {
+pub(crate) fn check(clients: u32, duration: Duration) -> Result<(), UsageError> {
     let most = clients_max();
-    anyhow::ensure!(
-        u64::from(clients) <= most,
-        "could not run {clients} clients: at most {most} fit the open-file limit of {} ({FILES_PER_CLIENT} for each connection); raise it with `ulimit -n`, or take --clients {most}",
-        limits::open_files()
-    );
-    anyhow::ensure!(
-        duration >= Duration::from_secs(30),
-        "could not run the demo in {}: it takes at least 30s to start, move, drain and stop servers",
-        show_duration(duration)
-    );
+    if u64::from(clients) > most {
+        return Err(UsageError(format!(
+            "could not run {clients} clients: at most {most} fit the open-file limit of {} ({FILES_PER_CLIENT} for each connection); raise it with `ulimit -n`, or take --clients {most}",
+            limits::open_files()
+        )));
+    }
+    if duration < SHORTEST {
+        return Err(UsageError(format!(
+            "could not run the demo in {}: it takes at least {} to start, move, drain and stop servers",
+            show_duration(duration),
+            show_duration(SHORTEST)
+        )));
+    }
     Ok(())
 }
 
 /// The demo's configuration: short times, free ports, servers that this very program plays.
-pub(crate) fn settings(dir: &Path, clients: u32) -> anyhow::Result<Settings> {
+pub(crate) fn settings(dir: &Path, clients: u32, duration: Duration) -> anyhow::Result<Settings> {
     let program = std::env::current_exe().context("could not find this program's own file")?;
     let program = program.to_str().context("could not use this program's path: it is not UTF-8")?;
     let token = dir.join("admin.token");
     let token = token.to_str().context("could not use the temporary directory: its path is not UTF-8")?;
-    Ok(checked(file(program, token, clients, &Ports::free()?), dir)?)
+    Ok(checked(file(program, token, clients, duration, &Ports::free()?), dir)?)
 }
 
 /// The same with the usual ports and paths, to be printed and started as a file.
-pub(crate) fn printed(clients: u32) -> anyhow::Result<Settings> {
-    Ok(checked(file("evenkeel", "admin.token", clients, &Ports::usual()), Path::new("."))?)
+pub(crate) fn printed(clients: u32, duration: Duration) -> anyhow::Result<Settings> {
+    Ok(checked(file("evenkeel", "admin.token", clients, duration, &Ports::usual()), Path::new("."))?)
 }
 
 fn checked(file: RawFile, dir: &Path) -> Result<Settings, ConfigError> {
@@ -92,7 +100,10 @@ impl Ports {
     }
 }
 
-fn file(program: &str, token: &str, clients: u32, ports: &Ports) -> RawFile {
+fn file(program: &str, token: &str, clients: u32, duration: Duration, ports: &Ports) -> RawFile {
+    let pace = (0.025 * f64::from(clients) * USUAL.as_secs_f64() / duration.as_secs_f64()).max(5.0).round();
+    let window = Duration::from_millis(4_000).mul_f64(duration.as_secs_f64() / USUAL.as_secs_f64());
+    let window = Duration::from_millis(u64::try_from(window.as_millis()).unwrap_or(u64::MAX));
     let capacity = capacity(clients).to_string();
     let admin = format!("http://{}", ports.admin);
     let command = [
@@ -124,14 +135,15 @@ fn file(program: &str, token: &str, clients: u32, ports: &Ports) -> RawFile {
         scale: Some(RawScale {
             min: whole(2),
             max: whole(8),
-            window: text("4s"),
+            window: text(&show_duration(window)),
             boot_time: text("4s"),
             round: text("500ms"),
             ..RawScale::default()
         }),
-        // A fortieth of all clients a second: a server is empty within ten seconds, and moves can be watched.
+        // A fortieth of all clients a second in the usual time: a server is empty within ten seconds, and moves
+        // can be watched.
         r#move: Some(RawMove {
-            pace: whole((clients / 40).max(5)),
+            pace: Some(Value::Float(pace)),
             soft: text("1s"),
             round: text("500ms"),
             ..RawMove::default()
@@ -230,7 +242,7 @@ mod tests {
 
     #[test]
     fn demo_configuration_is_one_that_a_file_could_hold() {
-        let settings = printed(2_000).unwrap();
+        let settings = printed(2_000, USUAL).unwrap();
         let printed = config::print::print(&settings).unwrap();
         let again = config::from_text(&printed, "printed", Path::new("."), &Overrides::default()).unwrap();
         assert_eq!(again, settings);
