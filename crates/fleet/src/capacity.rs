@@ -58,6 +58,9 @@ pub struct Learner {
     last: Option<Instant>,
     base: Average,
     cost: Cost,
+    /// Time for which there was nothing to learn from, that in which there was since taken off: what was learned gives way
+    /// to the claim as slowly as it came, else a server whose learned share is small would swing across the line.
+    doubt: Duration,
     above: Sustained,
     below: Sustained,
     overload: Option<Overload>,
@@ -111,6 +114,8 @@ impl Sustained {
     }
 }
 
+/// A load that nobody reports counts for nothing.
+const UNKNOWN: Load = Load { kind: TermKind::Connections, value: 0.0, saturated: false };
 /// Longest time one sample stands for: after a silence the time between is unknown.
 const STEP_MAX: Duration = Duration::from_secs(5);
 /// A base cost above this is no base: the server was busy with something else while it was empty.
@@ -133,6 +138,7 @@ impl Learner {
             last: None,
             base: Average::new(config.overload_after),
             cost: Cost::default(),
+            doubt: Duration::ZERO,
             above: Sustained::default(),
             below: Sustained::default(),
             overload: None,
@@ -145,7 +151,17 @@ impl Learner {
         let elapsed = self.last.map_or(Duration::ZERO, |last| now.since(last).min(STEP_MAX));
         self.last = Some(now);
         self.pin(sample);
-        let load = sample.load?;
+        if sample.connections < config.trust_from || sample.load.is_none() {
+            self.doubt = (self.doubt + elapsed).min(config.cost_window);
+            if self.doubt == config.cost_window {
+                self.cost = Cost::default();
+            }
+        } else {
+            self.doubt = self.doubt.saturating_sub(elapsed);
+        }
+        let Some(load) = sample.load else {
+            return self.judge(sample.connections, UNKNOWN, elapsed, config);
+        };
         if sample.connections.get() <= config.trust_from.get() / 10 {
             self.base.update(load.value, now);
         }
@@ -157,10 +173,10 @@ impl Learner {
 
     /// Connections it would hold at score 1.
     #[must_use]
-    pub fn capacity(&self, live: Connections, claim: Claim, config: &CapacityConfig) -> Connections {
+    pub fn capacity(&self, claim: Claim, config: &CapacityConfig) -> Connections {
         let claimed = claim.connections();
         let settled = self.cost.proven || self.cost.over >= config.overload_after;
-        if live < config.trust_from || !settled || self.cost.load <= 0.0 {
+        if !settled || self.cost.load <= 0.0 {
             return claimed;
         }
         let learned = (1.0 - self.base_cost()) * self.cost.connections / self.cost.load;
@@ -170,9 +186,10 @@ impl Learner {
             }
             _ => 1.0,
         };
+        let trust = 1.0 - self.doubt.as_secs_f64() / config.cost_window.as_secs_f64().max(1e-9);
         let claimed_f = f64::from(claimed.get());
         // Between the two by ratio: halving and doubling weigh the same.
-        let between = claimed_f * libm::pow((learned / claimed_f.max(1.0)).max(1e-9), weight);
+        let between = claimed_f * libm::pow((learned / claimed_f.max(1.0)).max(1e-9), weight * trust);
         Connections((between.min(claimed_f) as u32).max(1)).min(claimed)
     }
 
@@ -310,8 +327,8 @@ mod tests {
             began
         }
 
-        fn capacity(&self, live: u32, claim: Claim) -> u32 {
-            self.learner.capacity(Connections(live), claim, &self.config).get()
+        fn capacity(&self, claim: Claim) -> u32 {
+            self.learner.capacity(claim, &self.config).get()
         }
     }
 
@@ -322,29 +339,29 @@ mod tests {
     fn a_nearly_empty_server_is_taken_at_its_word() {
         let mut server = Server::new();
         server.run(600, 49, |_| 0.9);
-        assert_eq!(server.capacity(49, DECLARED), 1_000);
+        assert_eq!(server.capacity(DECLARED), 1_000);
     }
 
     #[test]
     fn cost_per_connection_decides_after_a_whole_window() {
         let mut server = Server::new();
         server.run(700, 400, |_| 0.8);
-        assert_eq!(server.capacity(400, DECLARED), 500);
+        assert_eq!(server.capacity(DECLARED), 500);
     }
 
     #[test]
     fn an_assumed_capacity_gives_way_as_soon_as_cost_was_measured() {
         let mut server = Server::new();
         server.run(40, 400, |_| 0.8);
-        assert_eq!(server.capacity(400, ASSUMED), 500);
-        assert!(server.capacity(400, DECLARED) > 900, "a declared one is worth the whole window");
+        assert_eq!(server.capacity(ASSUMED), 500);
+        assert!(server.capacity(DECLARED) > 900, "a declared one is worth the whole window");
     }
 
     #[test]
     fn capacity_never_passes_what_was_declared() {
         let mut server = Server::new();
         server.run(700, 400, |_| 0.01);
-        assert_eq!(server.capacity(400, DECLARED), 1_000);
+        assert_eq!(server.capacity(DECLARED), 1_000);
     }
 
     #[test]
@@ -353,8 +370,33 @@ mod tests {
         server.run(120, 0, |_| 0.2);
         // 0.2 base and 0.4 for 400 connections: 0.8 is left for 800.
         server.run(700, 400, |_| 0.6);
-        let capacity = server.capacity(400, ASSUMED);
+        let capacity = server.capacity(ASSUMED);
         assert!((790..=810).contains(&capacity), "{capacity}");
+    }
+
+    #[test]
+    fn what_was_learned_gives_way_slowly_while_a_server_holds_too_few_to_learn_from() {
+        let mut server = Server::new();
+        server.run(700, 400, |_| 0.8);
+        let mut before = server.capacity(DECLARED);
+        for _ in 0..60 {
+            server.run(10, 40, |_| 0.5);
+            let now = server.capacity(DECLARED);
+            assert!(now >= before && now <= before + 12, "a little at a time: {before} {now}");
+            before = now;
+        }
+        assert_eq!(server.capacity(DECLARED), 1_000);
+    }
+
+    #[test]
+    fn an_overload_of_which_nothing_is_reported_any_more_ends() {
+        let mut server = Server::new();
+        server.run(40, 600, |_| 1.2);
+        for second in 41..400 {
+            let sample = Sample { connections: Connections(400), load: None, inelastic: None };
+            server.learner.observe(sample, Instant::from_millis(second * 1_000), &server.config);
+        }
+        assert_eq!(server.learner.ceiling(Connections(400)), None);
     }
 
     #[test]
@@ -369,11 +411,11 @@ mod tests {
     fn sustained_overload_puts_a_ceiling_and_restarts_the_cost() {
         let mut server = Server::new();
         server.run(1_200, 600, |_| 0.6);
-        assert_eq!(server.capacity(600, DECLARED), 1_000);
+        assert_eq!(server.capacity(DECLARED), 1_000);
         assert_eq!(server.run(25, 600, |_| 1.2), None);
         let ceiling = server.run(10, 600, |_| 1.2).expect("above 1 for 30 s");
         assert_eq!(ceiling, Ceiling { at_most: Connections(425), cause: Cause::Overload(TermKind::Cpu) });
-        assert_eq!(server.capacity(600, DECLARED), 500);
+        assert_eq!(server.capacity(DECLARED), 500);
     }
 
     #[test]
@@ -394,7 +436,7 @@ mod tests {
         server.run(40, 500, |_| 1.2);
         let pin = server.learner.ceiling(Connections(500)).unwrap();
         assert_eq!(pin, Ceiling { at_most: Connections(500), cause: Cause::Inelastic(TermKind::Cpu) });
-        assert_eq!(server.capacity(500, DECLARED), 1_000, "it says nothing about connections");
+        assert_eq!(server.capacity(DECLARED), 1_000, "it says nothing about connections");
         server.run(5, 500, |_| 0.5);
         assert_eq!(server.learner.ceiling(Connections(500)), None);
     }

@@ -306,7 +306,7 @@ impl Member {
             inelastic: score::inelastic(&self.measured.averaged, &config.score),
         };
         let overload = self.learner.observe(sample, now, &config.capacity);
-        self.learned = Some(self.learner.capacity(live, self.claim(config), &config.capacity));
+        self.learned = Some(self.learner.capacity(self.claim(config), &config.capacity));
         overload
     }
 

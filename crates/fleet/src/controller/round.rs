@@ -13,10 +13,10 @@ use super::member::{Member, OBEYS_AFTER, Process, Want};
 use super::tell::{demand_of, has_agent, is_on_probation};
 use super::{By, Intent, Phase};
 use crate::allot::{Allotments, Server, allot};
-use crate::drain::{self, Evidence, Receivers};
+use crate::drain::{self, Evidence, Receivers, Shown};
 use crate::lint::lint;
 use crate::moves::{self, Facts, Moves, Relief, Standing};
-use crate::snapshot::Executor;
+use crate::snapshot::{Executor, Health};
 
 /// A server that nobody lists, provides or hears of is forgotten after so long.
 const FORGET_AFTER: Duration = Duration::from_secs(600);
@@ -124,9 +124,10 @@ impl Controller {
     /// Whether everyone who could hold a connection of it says that there is none.
     fn is_empty(&self, member: &Member, ordered_at: Instant, now: Instant) -> bool {
         let fresh = |at: Instant| at >= ordered_at + OBEYS_AFTER;
-        let dead_long = member.pulse.is_lasting(now, &self.config.health) && member.live().is_zero();
+        // Nobody answers there any more: only what gateways still hold can be left. A silent one may hold more.
+        let dead_long = member.health() == Health::Dead && member.pulse.is_lasting(now, &self.config.health);
         drain::is_empty(Evidence {
-            executor: if dead_long { drain::Shown::Gone } else { member.shown() },
+            executor: if dead_long && !member.is_gone() { Shown::Gateways } else { member.shown() },
             gateways: member.seen.iter().map(|seen| seen.connections + seen.pending).sum(),
             gateways_fresh: self.gateways.values().all(|door| fresh(door.at))
                 && (member.executor == Executor::Agent || !self.gateways.is_empty()),

@@ -19,6 +19,7 @@ use crate::allot::{Server, allot};
 use crate::config::{FleetConfig, ScaleConfig};
 use crate::snapshot::{Checked, Executor, GatewayView, Health, ServerCounts, Snapshot};
 
+mod chaos;
 mod loops;
 mod orders;
 mod reports;
@@ -321,7 +322,9 @@ impl World {
             let demand: Connections = servers.iter().map(|server| server.live).sum();
             let all = allot(&servers, demand + Connections(1), Ratio::ONE);
             let ratio = |i: usize| f64::from(servers[i].live.get() + 1) / all.each[i].target.as_f64();
-            let open = (0..servers.len()).filter(|&i| all.each[i].open);
+            // A server that is gone refuses, and the next one is tried.
+            let open =
+                (0..servers.len()).filter(|&i| all.each[i].open && self.hosts.contains_key(&servers[i].id));
             match open.min_by(|&a, &b| ratio(a).total_cmp(&ratio(b))) {
                 Some(i) => {
                     self.hosts.get_mut(&servers[i].id).unwrap().live += 1;
