@@ -1,10 +1,11 @@
-//! Builds, tests and checks Evenkeel: `cargo xtask test | ci | tidy | bench`.
+//! Builds, tests and checks Evenkeel: `cargo xtask test | ci | tidy | nightly | bench`.
 //!
 //! `ci` is the whole gate and contains the very same `test`; `.ci/run` only calls it. Everything a check needs
 //! besides cargo, git and a C compiler is installed by the command that needs it, or named if it cannot be.
 
 mod bench;
 mod ci;
+mod nightly;
 mod peers;
 mod run;
 mod test;
@@ -25,6 +26,8 @@ enum Command {
     /// Measures beside other programs.
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Runs what takes too long for every change: many seeds, many cases.
+    Nightly(nightly::Options),
     /// Checks what the compiler cannot: layering, the no_std proof, sizes, leftovers, links, metric names.
     Tidy,
 }
@@ -34,6 +37,7 @@ fn main() -> ExitCode {
         Command::Test(options) => test::test(&options).map(|_| ()),
         Command::Ci => ci::ci(),
         Command::Bench(what) => bench::bench(&what),
+        Command::Nightly(options) => nightly::nightly(&options),
         Command::Tidy => tidy::tidy(),
     };
     match outcome {

@@ -13,7 +13,8 @@ use evenkeel_protocol::close::CloseCode;
 use evenkeel_protocol::executor::{Closes, Executor};
 use tracing::debug;
 
-use crate::engine::{ConnId, Engine, Held, Order, Owner};
+use crate::engine::{ConnId, Held, Order, Owner};
+use crate::portable::Engine;
 
 /// How often this gateway counts its tunnels for the executors; sets how long young ones stay (60 times it).
 const COUNTED_EACH: Duration = Duration::from_secs(1);

@@ -23,9 +23,10 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::config::FleetSettings;
 use crate::connect::Target;
-use crate::engine::{Engine, Owner};
+use crate::engine::Owner;
 use crate::execute::Executors;
 use crate::metrics::Metrics;
+use crate::portable::Engine;
 
 /// See the module's documentation.
 pub(crate) struct Fleet {

@@ -8,7 +8,7 @@
 //! | accept, or refuse early | `accept` |
 //! | one client's handshake, with retries | `connection`, `connect` |
 //! | which server (waiting for credit), how it went | `fleet` |
-//! | carry the bytes, close between two messages | `engine`, `tunnel` |
+//! | carry the bytes, close between two messages | `engine` (interface), `portable`, `tunnel` |
 //! | close for servers without agent | `execute` |
 //! | check servers without agent | `check` |
 //! | tables in, views out, what is due | `pulse` |
@@ -25,6 +25,7 @@ mod engine;
 mod execute;
 mod fleet;
 mod metrics;
+mod portable;
 mod pulse;
 mod shell;
 mod tunnel;
@@ -37,6 +38,7 @@ use evenkeel_runtime::metrics::Registry;
 use evenkeel_runtime::{Clock, ListenError, Shutdown, Tasks, listen};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
+use tracing::error;
 
 pub use config::{CheckConfig, CheckKind, FleetSettings, GatewayConfig, Limits, Links, Route, TunnelLimits};
 
@@ -145,7 +147,10 @@ fn run(
         Err(error) => return drop(ready.send(Err(error))),
     };
     runtime.block_on(async {
-        let (shell, wake) = shell(config, base);
+        let (shell, wake) = match shell(config, base) {
+            Ok(made) => made,
+            Err(error) => return drop(ready.send(Err(error))),
+        };
         for listener in listeners {
             let listener = match TcpListener::from_std(listener) {
                 Ok(listener) => listener,
@@ -154,8 +159,12 @@ fn run(
             shell.tasks.spawn_local("accept", accept::accept(Rc::clone(&shell), listener));
         }
         let _ = ready.send(Ok(()));
-        pulse::run(Rc::clone(&shell), links, wake).await;
-        // Aborted tunnels report their end before the thread goes.
+        let mut carrying = shell.tasks.spawn_local("engine", shell.engine().clone().run());
+        tokio::select! { biased;
+            () = pulse::run(Rc::clone(&shell), links, wake) => carrying.abort(),
+            // It never ends by itself: better no gateway than one whose tunnels are stuck.
+            _ = &mut carrying => error!("engine ended, so the gateway does"),
+        }
         let _ = shell.tasks.join_all(LAST_WAIT).await;
     });
 }
@@ -166,7 +175,7 @@ const LAST_WAIT: std::time::Duration = std::time::Duration::from_millis(200);
 fn shell(
     config: GatewayConfig,
     (clock, shutdown, metrics): (Clock, Shutdown, Metrics),
-) -> (Rc<Shell>, Rc<Notify>) {
+) -> std::io::Result<(Rc<Shell>, Rc<Notify>)> {
     let wake = Rc::new(Notify::new());
     let mut rng = Rng::new(config.seed);
     let fleets = config.fleets.iter().zip(0..).map(|((id, settings), index)| {
@@ -175,6 +184,6 @@ fn shell(
         Rc::new(Fleet::new(id.clone(), index, settings.clone(), &config.id, base, rng))
     });
     let fleets = fleets.collect();
-    let shell = Shell::new(config, (clock, shutdown, metrics, Tasks::new()), fleets, rng);
-    (shell, wake)
+    let shell = Shell::new(config, (clock, shutdown, metrics, Tasks::new()), fleets, rng)?;
+    Ok((shell, wake))
 }

@@ -11,9 +11,10 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 use crate::config::GatewayConfig;
-use crate::engine::{ConnId, Engine, Event};
+use crate::engine::{ConnId, Event};
 use crate::fleet::Fleet;
 use crate::metrics::Metrics;
+use crate::portable::Engine;
 
 /// Seconds after which a refused client is asked to come back: a random one of these, so that those refused
 /// together do not come back together.
@@ -50,7 +51,7 @@ impl Shell {
         base: (Clock, Shutdown, Metrics, Tasks),
         fleets: Vec<Rc<Fleet>>,
         rng: Rng,
-    ) -> Rc<Self> {
+    ) -> std::io::Result<Rc<Self>> {
         let (clock, shutdown, metrics, tasks) = base;
         let life = clock.now().as_millis();
         let shell = Rc::new(Self {
@@ -70,13 +71,13 @@ impl Shell {
             life,
         });
         let weak = Rc::downgrade(&shell);
-        let events = Box::new(move |event| {
+        let events = Rc::new(move |event| {
             if let Some(shell) = weak.upgrade() {
                 shell.take_event(event);
             }
         });
-        let _ = shell.engine.set(Engine::new(clock, shell.config.limits.tunnel, shell.tasks.clone(), events));
-        shell
+        let _ = shell.engine.set(Engine::new(clock, shell.config.limits.tunnel, events)?);
+        Ok(shell)
     }
 
     /// The engine that carries this gateway's tunnels.

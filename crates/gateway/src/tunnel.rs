@@ -1,50 +1,83 @@
 //! One tunnel: bytes pass as they are, frame headers are followed, and a Close can be put between two messages.
 //!
-//! In: both sockets after the 101, and orders through [`Control`]. Out: bytes, and the tunnel's end. Invariants:
-//! no buffer of its own while nothing waits; at most [`READ_MAX`] bytes wait per direction, and while they do the
-//! other end is not read; a Close of ours never cuts a message unless its time is up; behind it the server's bytes
-//! are dropped, and the client's pass until its own Close went through.
+//! In: which socket is ready, orders, the present. Out: bytes, and the tunnel's end. Invariants: no buffer of its
+//! own while nothing waits; at most [`READ_MAX`] bytes wait per direction, and while they do the other end is not
+//! read; a Close of ours never cuts a message unless its time is up; behind it the server's bytes are dropped, and
+//! the client's pass until its own Close went through.
 //!
 //! When a server vanishes without a Close, the client gets one (1012 `ek:server_gone`) if the stream stands between
 //! two messages, so that it comes back at once; in the middle of a message only the TCP connection ends.
 //!
-//! Elsewhere: [`crate::engine`] starts tunnels and keeps their list.
+//! Elsewhere: [`crate::portable`] owns tunnels, waits for their sockets and keeps their time.
+//!
+//! [`READ_MAX`]: crate::engine::READ_MAX
 
-use std::future::Future;
-use std::io;
-use std::pin::Pin;
+use std::cell::Cell;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
 
 use evenkeel_model::Instant;
 use evenkeel_protocol::close::{CloseCode, CloseReason};
 use evenkeel_protocol::frame::{FrameTracker, Sender, close_frame};
 use evenkeel_protocol::handshake;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use evenkeel_runtime::Clock;
+use rustix::event::epoll::EventFlags;
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 
-use crate::engine::{Control, End, READS_PER_TURN, Shared};
+use crate::engine::{ConnId, End, Owner, READS_PER_TURN, TunnelLimits};
 
 /// What RFC 6455 §7.1.5 calls a connection that ended without a Close.
 const ABNORMAL: u16 = 1006;
 
-/// See the module's documentation.
-pub(crate) struct Tunnel {
-    shared: Rc<Shared>,
-    control: Rc<Control>,
-    client: TcpStream,
-    server: TcpStream,
-    /// Client to server.
-    up: Lane,
-    /// Server to client.
-    down: Lane,
-    closing: Closing,
-    timer: Option<Timer>,
-    ended: Option<End>,
+/// What all tunnels of a thread share while one has its turn.
+pub(crate) struct Turn<'a> {
+    pub(crate) clock: Clock,
+    pub(crate) limits: &'a TunnelLimits,
+    pub(crate) buffer: &'a mut [u8],
+    /// The present to within a tick, so that no message reads the clock.
+    pub(crate) tick: Instant,
+    pub(crate) to_client: &'a mut u64,
+    pub(crate) to_server: &'a mut u64,
 }
 
-/// When it wakes and the sleep itself; there is none while nothing is due.
-type Timer = (Instant, Pin<Box<dyn Future<Output = ()>>>);
+/// What a turn came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum After {
+    /// Nothing until a socket is ready again.
+    Wait,
+    /// There is more to read, and others have their turn first.
+    Again,
+    Ended(End),
+}
+
+/// See the module's documentation.
+pub(crate) struct Tunnel {
+    pub(crate) id: ConnId,
+    pub(crate) owner: Owner,
+    pub(crate) opened: Instant,
+    /// Last bytes in either direction, to the thread's coarse clock.
+    pub(crate) active: Instant,
+    pub(crate) bytes: u64,
+    /// A close was ordered; a second order changes nothing.
+    pub(crate) ordered: bool,
+    /// The timer that is set for it.
+    pub(crate) timer: Option<Instant>,
+    pub(crate) client: Side,
+    pub(crate) server: Side,
+    heard: Rc<Cell<bool>>,
+    up: Lane,
+    down: Lane,
+    closing: Closing,
+}
+
+/// One socket and what its last events said. Events come once (edge-triggered), so what is left undone is noted.
+pub(crate) struct Side {
+    pub(crate) socket: std::net::TcpStream,
+    readable: bool,
+    writable: bool,
+    /// Its last byte is on its way: read on to the end, however short a read is.
+    hung_up: bool,
+}
 
 /// One direction.
 #[derive(Default)]
@@ -89,15 +122,67 @@ enum Broken {
     Sink,
 }
 
+enum Read {
+    Bytes(usize),
+    Nothing,
+}
+
+impl Side {
+    pub(crate) fn new(socket: std::net::TcpStream) -> Self {
+        // Nothing is known yet: one try each says how it stands.
+        Self { socket, readable: true, writable: true, hung_up: false }
+    }
+
+    /// Notes what an event said.
+    pub(crate) fn ready(&mut self, flags: EventFlags) {
+        let over = flags.intersects(EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR);
+        self.hung_up |= over;
+        self.readable |= over || flags.contains(EventFlags::IN);
+        // A broken socket is written to so that it says so, also while its reading is paused.
+        self.writable |= flags.intersects(EventFlags::OUT | EventFlags::HUP | EventFlags::ERR);
+    }
+
+    /// Reads once; a read shorter than the buffer has drained the socket, so no second one is made to hear so.
+    fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Errno> {
+        let room = buffer.len();
+        match recv(&self.socket, buffer, RecvFlags::empty()) {
+            Ok((_, length)) => {
+                self.readable = length == room || (self.hung_up && length > 0);
+                Ok(length)
+            }
+            Err(error) => {
+                self.readable = false;
+                Err(error)
+            }
+        }
+    }
+
+    /// Writes once. 0: the socket is full.
+    fn write(&mut self, bytes: &[u8]) -> Result<usize, Broken> {
+        match send(&self.socket, bytes, SendFlags::NOSIGNAL) {
+            Ok(sent) => Ok(sent),
+            Err(Errno::AGAIN) => {
+                self.writable = false;
+                Ok(0)
+            }
+            Err(Errno::INTR) => self.write(bytes),
+            Err(_) => Err(Broken::Sink),
+        }
+    }
+
+    fn finish(&self) -> Result<(), Broken> {
+        shutdown(&self.socket, Shutdown::Write).map_err(|_| Broken::Sink)
+    }
+}
+
 impl Tunnel {
     pub(crate) fn new(
-        shared: Rc<Shared>,
-        control: Rc<Control>,
-        client: TcpStream,
-        server: TcpStream,
+        (id, owner): (ConnId, Owner),
+        (client, server): (std::net::TcpStream, std::net::TcpStream),
         first: handshake::Tunnel,
+        heard: Rc<Cell<bool>>,
+        now: Instant,
     ) -> Self {
-        let now = control.opened;
         let (mut up, mut down) = (Lane::default(), Lane::default());
         down.tracker.feed(&first.to_client);
         up.tracker.feed(&first.to_server);
@@ -105,51 +190,68 @@ impl Tunnel {
         head.extend_from_slice(&first.to_client);
         down.backlog = Backlog::of(head, now);
         up.backlog = Backlog::of(first.to_server, now);
-        Self { shared, control, client, server, up, down, closing: Closing::No, timer: None, ended: None }
+        Self {
+            id,
+            owner,
+            opened: now,
+            active: now,
+            bytes: 0,
+            ordered: false,
+            timer: None,
+            client: Side::new(client),
+            server: Side::new(server),
+            heard,
+            up,
+            down,
+            closing: Closing::No,
+        }
     }
 
-    fn take_order(&mut self) {
-        if self.control.aborted.get() {
-            self.ended = Some(End::Aborted);
-        }
-        if let Some((code, reason)) = self.control.order.take()
-            && matches!(self.closing, Closing::No)
-        {
-            let due = self.shared.clock.now() + self.shared.limits.close_wait;
+    /// Wants a Close of ours at the next boundary.
+    pub(crate) fn close(&mut self, code: CloseCode, reason: CloseReason, due: Instant) {
+        self.ordered = true;
+        if matches!(self.closing, Closing::No) {
             self.closing = Closing::Wanted { code, reason, due };
         }
     }
 
-    /// Moves what can be moved; says how the tunnel ended, if it did.
-    fn turn(&mut self, context: &mut Context<'_>) -> Option<End> {
-        let shared = Rc::clone(&self.shared);
-        let mut buffer = shared.buffer.borrow_mut();
-        if let Err(broken) = self.pump_down(context, &mut buffer) {
-            match broken {
-                Broken::Sink => return Some(self.client_lost()),
-                Broken::Source => {
-                    self.down.ended = true;
-                    self.up.discard = true;
-                }
+    /// Moves what can be moved.
+    pub(crate) fn turn(&mut self, turn: &mut Turn<'_>) -> After {
+        let mut again = false;
+        match self.pump_down(turn) {
+            Ok(more) => again |= more,
+            Err(Broken::Sink) => return After::Ended(self.client_lost()),
+            Err(Broken::Source) => {
+                self.down.ended = true;
+                self.up.discard = true;
             }
         }
-        if let Err(broken) = self.pump_up(context, &mut buffer) {
-            match broken {
-                Broken::Source => return Some(self.client_lost()),
-                // Its last bytes may still be on their way down.
-                Broken::Sink => self.up.give_up(),
-            }
+        match self.pump_up(turn) {
+            Ok(more) => again |= more,
+            Err(Broken::Source) => return After::Ended(self.client_lost()),
+            // Its last bytes may still be on their way down.
+            Err(Broken::Sink) => self.up.give_up(),
         }
+        if (self.down.ended || self.up.ended || !matches!(self.closing, Closing::No))
+            && let Some(end) = self.towards_the_end(turn)
+        {
+            return After::Ended(end);
+        }
+        if again { After::Again } else { After::Wait }
+    }
+
+    /// Passes on what has ended; says how the tunnel ended, if it did.
+    fn towards_the_end(&mut self, turn: &mut Turn<'_>) -> Option<End> {
         if self.down.ended && self.down.tracker.closed().is_none() && self.up.tracker.closed().is_none() {
-            self.server_gone(context);
+            self.server_gone(turn);
         }
-        if let Err(Broken::Sink) = self.down.finish(&mut self.client, context) {
+        if self.down.finish(&self.client).is_err() {
             return Some(self.client_lost());
         }
-        if self.up.finish(&mut self.server, context).is_err() {
+        if self.up.finish(&self.server).is_err() {
             self.up.give_up();
         }
-        self.after_close(context);
+        self.after_close();
         self.over()
     }
 
@@ -161,97 +263,86 @@ impl Tunnel {
         }
     }
 
-    fn pump_down(&mut self, context: &mut Context<'_>, buffer: &mut [u8]) -> Result<(), Broken> {
+    fn pump_down(&mut self, turn: &mut Turn<'_>) -> Result<bool, Broken> {
         for _ in 0..READS_PER_TURN {
-            if self.down.flush(&mut self.client, context, &self.shared)?.is_pending() {
-                return Ok(());
+            if !self.down.flush(&mut self.client, turn)? {
+                return Ok(false);
             }
             if matches!(self.closing, Closing::Wanted { .. }) && self.down.tracker.between_messages() {
-                self.inject(context)?;
+                self.inject(turn)?;
             }
-            let Poll::Ready(read) = self.down.read(&mut self.server, context, buffer) else { return Ok(()) };
-            let bytes = &buffer[..read?];
-            if bytes.is_empty() {
-                return Ok(());
-            }
-            self.control.heard.set(true);
-            self.note(bytes.len(), &self.shared.to_client);
+            let Read::Bytes(length) = self.down.read(&mut self.server, turn)? else { return Ok(false) };
+            self.heard.set(true);
+            *turn.to_client += length as u64;
+            self.note(length, turn.tick);
             if self.down.discard {
                 continue;
             }
+            let bytes = &turn.buffer[..length];
             let pass = match self.closing {
-                Closing::Wanted { .. } => self.down.tracker.feed_to_boundary(bytes).unwrap_or(bytes.len()),
+                Closing::Wanted { .. } => self.down.tracker.feed_to_boundary(bytes).unwrap_or(length),
                 _ => {
                     self.down.tracker.feed(bytes);
-                    bytes.len()
+                    length
                 }
             };
-            self.down.send(&mut self.client, context, &bytes[..pass], &self.shared)?;
+            self.down.send(&mut self.client, &bytes[..pass], turn.clock)?;
         }
-        context.waker().wake_by_ref();
-        Ok(())
+        Ok(true)
     }
 
-    fn pump_up(&mut self, context: &mut Context<'_>, buffer: &mut [u8]) -> Result<(), Broken> {
+    fn pump_up(&mut self, turn: &mut Turn<'_>) -> Result<bool, Broken> {
         for _ in 0..READS_PER_TURN {
-            if self.up.flush(&mut self.server, context, &self.shared)?.is_pending() {
-                return Ok(());
+            if !self.up.flush(&mut self.server, turn)? {
+                return Ok(false);
             }
-            let Poll::Ready(read) = self.up.read(&mut self.client, context, buffer) else { return Ok(()) };
-            let bytes = &buffer[..read?];
-            if bytes.is_empty() {
-                return Ok(());
-            }
-            self.note(bytes.len(), &self.shared.to_server);
-            if self.up.tracker.closed().is_none() {
-                self.up.tracker.feed(bytes);
-            }
+            let Read::Bytes(length) = self.up.read(&mut self.client, turn)? else { return Ok(false) };
+            *turn.to_server += length as u64;
+            self.note(length, turn.tick);
+            let bytes = &turn.buffer[..length];
+            self.up.tracker.feed(bytes);
             if !self.up.discard {
-                self.up.send(&mut self.server, context, bytes, &self.shared)?;
+                self.up.send(&mut self.server, bytes, turn.clock)?;
             }
         }
-        context.waker().wake_by_ref();
-        Ok(())
+        Ok(true)
     }
 
-    fn note(&self, bytes: usize, total: &std::cell::Cell<u64>) {
-        let bytes = bytes as u64;
-        total.set(total.get() + bytes);
-        self.control.bytes.set(self.control.bytes.get() + bytes);
-        self.control.active.set(self.shared.tick.get());
+    fn note(&mut self, bytes: usize, tick: Instant) {
+        self.bytes += bytes as u64;
+        self.active = tick;
     }
 
     /// Puts our Close behind what the client still gets. From here on the server's bytes are dropped.
-    fn inject(&mut self, context: &mut Context<'_>) -> Result<(), Broken> {
+    fn inject(&mut self, turn: &mut Turn<'_>) -> Result<(), Broken> {
         let Closing::Wanted { code, reason, .. } = self.closing else { return Ok(()) };
-        let due = self.shared.clock.now() + self.shared.limits.close_wait;
+        let due = turn.clock.now() + turn.limits.close_wait;
         self.closing = Closing::Sent { reason, due };
         self.down.discard = true;
         let frame = close_frame(Sender::Server, code.get(), reason.as_str(), [0; 4]);
-        self.down.send(&mut self.client, context, &frame, &self.shared)
+        self.down.tracker.feed(&frame);
+        self.down.send(&mut self.client, &frame, turn.clock)
     }
 
     /// The server ended without a Close: tell the client if that cuts nothing.
-    fn server_gone(&mut self, context: &mut Context<'_>) {
-        if matches!(self.closing, Closing::Sent { .. }) {
-            return;
-        }
+    fn server_gone(&mut self, turn: &mut Turn<'_>) {
         let (code, reason) = match self.closing {
+            Closing::Sent { .. } => return,
             Closing::Wanted { code, reason, .. } => (code, reason),
-            _ => (CloseReason::ServerGone.code(), CloseReason::ServerGone),
+            Closing::No => (CloseReason::ServerGone.code(), CloseReason::ServerGone),
         };
-        let due = self.shared.clock.now() + self.shared.limits.close_wait;
+        let due = turn.clock.now() + turn.limits.close_wait;
         if self.down.tracker.between_messages() {
             self.closing = Closing::Wanted { code, reason, due };
             // A client that is gone as well is noticed when the rest is flushed.
-            let _ = self.inject(context);
+            let _ = self.inject(turn);
         } else {
             self.closing = Closing::Sent { reason, due };
         }
     }
 
     /// Once the client answered our Close (or is gone), both TCP connections may end, the server's by itself.
-    fn after_close(&mut self, context: &mut Context<'_>) {
+    fn after_close(&mut self) {
         let answered = self.up.tracker.closed().is_some() || self.up.ended;
         if !matches!(self.closing, Closing::Sent { .. }) || !answered || self.up.backlog.is_some() {
             return;
@@ -259,197 +350,135 @@ impl Tunnel {
         self.up.discard = true;
         if self.down.backlog.is_none() && !self.down.shut {
             self.down.shut = true;
-            let _ = Pin::new(&mut self.client).poll_shutdown(context);
+            let _ = self.client.finish();
         }
     }
 
     fn over(&self) -> Option<End> {
-        let reason = match self.closing {
-            Closing::Sent { reason: CloseReason::ServerGone, .. } => Some(End::ServerLost),
-            Closing::Sent { reason, .. } => Some(End::Ordered(reason)),
-            _ => None,
+        let Closing::Sent { reason, .. } = self.closing else {
+            return (self.up.shut && self.down.shut).then_some(End::Finished);
         };
-        if let Some(end) = reason {
-            let client_done = self.up.ended || self.up.tracker.closed().is_some();
-            let flushed = self.up.backlog.is_none() && self.down.backlog.is_none();
-            return (client_done && flushed && self.down.ended).then_some(end);
-        }
-        (self.up.shut && self.down.shut).then_some(End::Finished)
+        let client_done = self.up.ended || self.up.tracker.closed().is_some();
+        let flushed = self.up.backlog.is_none() && self.down.backlog.is_none();
+        (client_done && flushed && self.down.ended).then_some(ended_by(reason))
     }
 
     /// When something must happen though no byte moves.
-    fn due(&self) -> Option<Instant> {
-        let limits = &self.shared.limits;
+    pub(crate) fn due(&self, limits: &TunnelLimits) -> Option<Instant> {
         let closing = match self.closing {
             Closing::No => None,
             Closing::Wanted { due, .. } | Closing::Sent { due, .. } => Some(due),
         };
         let stalled =
             |lane: &Lane| lane.backlog.as_ref().map(|backlog| backlog.since + limits.write_deadline);
-        [closing, stalled(&self.up), stalled(&self.down), self.half_open_due()].into_iter().flatten().min()
+        [closing, stalled(&self.up), stalled(&self.down), self.half_open_due(limits)]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Counted from the last byte of either end.
-    fn half_open_due(&self) -> Option<Instant> {
+    fn half_open_due(&self, limits: &TunnelLimits) -> Option<Instant> {
         let half = self.up.ended || self.down.ended || self.up.tracker.closed().is_some();
-        half.then(|| self.control.active.get() + self.shared.limits.half_open)
+        half.then(|| self.active + limits.half_open)
     }
 
-    /// What is due by now, if anything.
-    fn overdue(&mut self, now: Instant, context: &mut Context<'_>) -> Option<End> {
+    /// Does what is due by now; says how the tunnel ended, if it did.
+    pub(crate) fn handle_timeout(&mut self, now: Instant, turn: &mut Turn<'_>) -> Option<End> {
         match self.closing {
-            Closing::Sent { reason, due } if now >= due => {
-                let lost = reason == CloseReason::ServerGone;
-                return Some(if lost { End::ServerLost } else { End::Ordered(reason) });
-            }
+            Closing::Sent { reason, due } if now >= due => return Some(ended_by(reason)),
             Closing::Wanted { reason, due, .. } if now >= due => {
                 // A message that does not end: a control frame may still stand between two of its frames.
                 if self.down.tracker.between_frames() && self.down.backlog.is_none() {
-                    let _ = self.inject(context);
-                    let _ = Pin::new(&mut self.client).poll_shutdown(context);
+                    let _ = self.inject(turn);
+                    let _ = self.client.finish();
                 }
                 return Some(End::Ordered(reason));
             }
             _ => {}
         }
-        let limit = self.shared.limits.write_deadline;
+        let limit = turn.limits.write_deadline;
         let stalled = |lane: &Lane| lane.backlog.as_ref().is_some_and(|backlog| now >= backlog.since + limit);
         if stalled(&self.up) || stalled(&self.down) {
             return Some(End::WriteDeadline);
         }
-        self.half_open_due().filter(|due| now >= *due).map(|_| End::HalfOpen)
+        self.half_open_due(turn.limits).filter(|due| now >= *due).map(|_| End::HalfOpen)
     }
 
-    /// Sleeps until what is due; says whether it is.
-    fn poll_timer(&mut self, context: &mut Context<'_>) -> bool {
-        let Some(due) = self.due() else {
-            self.timer = None;
-            return false;
-        };
-        if self.timer.as_ref().is_none_or(|(at, _)| *at != due) {
-            let clock = self.shared.clock;
-            self.timer = Some((due, Box::pin(async move { clock.sleep_until(Some(due)).await })));
-        }
-        self.timer.as_mut().is_some_and(|(_, sleep)| sleep.as_mut().poll(context).is_ready())
-    }
-
-    fn remember(&self, context: &Context<'_>) {
-        let known =
-            self.control.waker.borrow().as_ref().is_some_and(|waker| waker.will_wake(context.waker()));
-        if !known {
-            *self.control.waker.borrow_mut() = Some(context.waker().clone());
-        }
+    /// The code of the first Close that went to the client, else of the client's own; 1006 without any.
+    pub(crate) fn close_code(&self) -> u16 {
+        self.down.tracker.closed().or(self.up.tracker.closed()).unwrap_or(ABNORMAL)
     }
 }
 
-impl Future for Tunnel {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        let this = &mut *self;
-        this.remember(context);
-        this.take_order();
-        loop {
-            if this.ended.is_none() {
-                this.ended = this.turn(context);
-            }
-            if this.ended.is_some() {
-                return Poll::Ready(());
-            }
-            if !this.poll_timer(context) {
-                return Poll::Pending;
-            }
-            this.timer = None;
-            let now = this.shared.clock.now();
-            // Nothing after all: what is due has moved on, and the next round sets the timer anew.
-            this.ended = this.overdue(now, context);
-        }
-    }
-}
-
-impl Drop for Tunnel {
-    fn drop(&mut self) {
-        let ours = match self.closing {
-            Closing::Sent { .. } if self.down.discard => self.down.tracker.closed(),
-            _ => None,
-        };
-        let code = ours.or(self.up.tracker.closed()).or(self.down.tracker.closed()).unwrap_or(ABNORMAL);
-        self.shared.closed(&self.control, self.ended.unwrap_or(End::Aborted), code);
+const fn ended_by(reason: CloseReason) -> End {
+    match reason {
+        CloseReason::ServerGone => End::ServerLost,
+        reason => End::Ordered(reason),
     }
 }
 
 impl Lane {
-    /// Reads once; 0 is the end or nothing to read any more.
-    fn read(
-        &mut self,
-        source: &mut TcpStream,
-        context: &mut Context<'_>,
-        buffer: &mut [u8],
-    ) -> Poll<Result<usize, Broken>> {
-        if self.ended {
-            return Poll::Ready(Ok(0));
+    fn read(&mut self, source: &mut Side, turn: &mut Turn<'_>) -> Result<Read, Broken> {
+        if self.ended || !source.readable {
+            return Ok(Read::Nothing);
         }
-        let mut into = ReadBuf::new(buffer);
-        // A read shorter than the buffer marks the socket as drained: no second call only to hear so.
-        let read = ready!(Pin::new(source).poll_read(context, &mut into));
-        let length = into.filled().len();
-        self.ended = read.is_err() || length == 0;
-        Poll::Ready(read.map(|()| length).map_err(|_| Broken::Source))
+        match source.read(turn.buffer) {
+            Ok(0) => {
+                self.ended = true;
+                Ok(Read::Nothing)
+            }
+            Ok(length) => Ok(Read::Bytes(length)),
+            Err(Errno::AGAIN) => Ok(Read::Nothing),
+            Err(Errno::INTR) => {
+                source.readable = true;
+                self.read(source, turn)
+            }
+            Err(_) => {
+                self.ended = true;
+                Err(Broken::Source)
+            }
+        }
     }
 
     /// Writes at once, while the bytes are hot; what the sink does not take waits.
-    fn send(
-        &mut self,
-        sink: &mut TcpStream,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-        shared: &Shared,
-    ) -> Result<(), Broken> {
+    fn send(&mut self, sink: &mut Side, bytes: &[u8], clock: Clock) -> Result<(), Broken> {
         if let Some(backlog) = &mut self.backlog {
             backlog.bytes.extend_from_slice(bytes);
             return Ok(());
         }
         let mut rest = bytes;
         while !rest.is_empty() {
-            match Pin::new(&mut *sink).poll_write(context, rest) {
-                Poll::Ready(written) => rest = &rest[written.map_err(|_| Broken::Sink)?..],
-                Poll::Pending => {
-                    self.backlog = Backlog::of(rest.to_vec(), shared.clock.now());
-                    break;
-                }
+            let sent = sink.write(rest)?;
+            if sent == 0 {
+                self.backlog = Backlog::of(rest.to_vec(), clock.now());
+                break;
             }
+            rest = &rest[sent..];
         }
         Ok(())
     }
 
-    /// Writes what waits. Pending: the sink takes no more for now.
-    fn flush(
-        &mut self,
-        sink: &mut TcpStream,
-        context: &mut Context<'_>,
-        shared: &Shared,
-    ) -> Result<Poll<()>, Broken> {
-        let Some(backlog) = &mut self.backlog else { return Ok(Poll::Ready(())) };
+    /// Writes what waits; false: the sink takes no more for now.
+    fn flush(&mut self, sink: &mut Side, turn: &Turn<'_>) -> Result<bool, Broken> {
+        let Some(backlog) = &mut self.backlog else { return Ok(true) };
         while backlog.sent < backlog.bytes.len() {
-            match Pin::new(&mut *sink).poll_write(context, &backlog.bytes[backlog.sent..]) {
-                Poll::Ready(written) => {
-                    backlog.sent += written.map_err(|_: io::Error| Broken::Sink)?;
-                    backlog.since = shared.clock.now();
-                }
-                Poll::Pending => return Ok(Poll::Pending),
+            let sent = if sink.writable { sink.write(&backlog.bytes[backlog.sent..])? } else { 0 };
+            if sent == 0 {
+                return Ok(false);
             }
+            backlog.sent += sent;
+            backlog.since = turn.clock.now();
         }
         self.backlog = None;
-        Ok(Poll::Ready(()))
+        Ok(true)
     }
 
     /// Passes the source's end on, once everything before it went out.
-    fn finish(&mut self, sink: &mut TcpStream, context: &mut Context<'_>) -> Result<(), Broken> {
+    fn finish(&mut self, sink: &Side) -> Result<(), Broken> {
         if self.ended && !self.shut && self.backlog.is_none() {
             self.shut = true;
-            if let Poll::Ready(Err(_)) = Pin::new(sink).poll_shutdown(context) {
-                return Err(Broken::Sink);
-            }
+            return sink.finish();
         }
         Ok(())
     }

@@ -25,12 +25,9 @@ use crate::{peers, run};
 pub(crate) enum Bench {
     /// CPU per message of the gateway beside HAProxy and nginx.
     Gateway(Options),
-    /// Servers of the measurement; started by it.
+    /// Servers and load of the measurement; started by it.
     #[command(hide = true)]
-    EchoPeer(peer::Echo),
-    /// Load of the measurement; started by it.
-    #[command(hide = true)]
-    LoadPeer(peer::Load),
+    Peer(peer::Options),
 }
 
 /// How it is measured.
@@ -60,13 +57,14 @@ pub(crate) struct Options {
 pub(crate) fn bench(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Gateway(options) => gateway(options),
-        Bench::EchoPeer(options) => peer::echo(options),
-        Bench::LoadPeer(options) => peer::load(options),
+        Bench::Peer(options) => peer::peer(options),
     }
 }
 
 /// WebSocket servers behind each proxy, as many as in the project's other measurements.
 const SERVERS: usize = 8;
+/// Before counting: caches, windows and the scheduler settle.
+const WARM_UP_S: u64 = 1;
 
 fn gateway(options: &Options) -> Result<()> {
     if let Err(error) = peers::ensure(&[peers::HAPROXY, peers::NGINX]) {
@@ -124,8 +122,8 @@ struct Figures {
 
 impl Tools {
     fn measure_all(&self) -> Result<Vec<Figures>> {
-        let mut echo = self.peer(&["echo-peer", "--servers", &SERVERS.to_string()])?;
-        let ports: Vec<u16> = echo.line()?.split(' ').map(str::parse).collect::<Result<_, _>>()?;
+        let mut peer = self.peer()?;
+        let ports: Vec<u16> = peer.line()?.split(' ').map(str::parse).collect::<Result<_, _>>()?;
         let mut figures: Vec<Figures> = Vec::new();
         for proxy in Proxy::ALL {
             match proxy.version(&self.evenkeel) {
@@ -141,7 +139,7 @@ impl Tools {
             for at in order {
                 let proxy = figures[at].proxy;
                 let micros = self
-                    .measure(proxy, &ports, echo.child.id())
+                    .measure(proxy, &ports, &mut peer)
                     .with_context(|| format!("measuring {}", proxy.name()))?;
                 eprintln!("round {} {:<9} {micros:.2} µs", round + 1, proxy.name());
                 figures[at].micros.push(micros);
@@ -151,8 +149,8 @@ impl Tools {
     }
 
     /// Measures until the core was ours; the last try counts whatever it saw.
-    fn measure(&self, proxy: Proxy, ports: &[u16], echo: u32) -> Result<f64> {
-        let mut last = self.measure_once(proxy, ports, echo)?;
+    fn measure(&self, proxy: Proxy, ports: &[u16], peer: &mut Peer) -> Result<f64> {
+        let mut last = self.measure_once(proxy, ports, peer)?;
         for _ in 1..TRIES {
             if last.foreign <= FOREIGN_MAX {
                 break;
@@ -163,45 +161,40 @@ impl Tools {
                 last.micros,
                 last.foreign * 100.0
             );
-            last = self.measure_once(proxy, ports, echo)?;
+            last = self.measure_once(proxy, ports, peer)?;
         }
         Ok(last.micros)
     }
 
-    fn measure_once(&self, proxy: Proxy, ports: &[u16], echo: u32) -> Result<Once> {
+    fn measure_once(&self, proxy: Proxy, ports: &[u16], peer: &mut Peer) -> Result<Once> {
         let running = proxy.start(&self.evenkeel, &self.folder, ports, self.options.core)?;
-        let to = running.addr.to_string();
-        let (connections, size) = (self.options.connections.to_string(), self.options.size.to_string());
-        let seconds = self.options.seconds.to_string();
-        let arguments =
-            ["load-peer", "--to", &to, "--connections", &connections, "--size", &size, "--seconds", &seconds];
-        let mut load = self.peer(&arguments)?;
-        ensure!(load.line()? == "ready", "the load did not come up");
-        let load_id = load.child.id();
+        let Options { connections, size, seconds, core, .. } = self.options;
+        let ready = peer.ask(&format!("open {} {connections} {size}", running.addr))?;
+        ensure!(ready == "ready", "the load did not come up");
+        peer.ask(&format!("count {WARM_UP_S}"))?;
+        let peer_id = peer.child.id();
         let look = || -> Result<(u64, u64, u64)> {
             let proxy = proxies::cpu_ns(running.id())?;
-            let peers = proxies::cpu_ns(echo)? + proxies::cpu_ns(load_id)?;
-            Ok((proxy, proxy + peers, core_busy_ns(self.options.core)?))
+            Ok((proxy, proxy + proxies::cpu_ns(peer_id)?, core_busy_ns(core)?))
         };
         let before = look()?;
-        load.go()?;
-        let messages: u64 = load.line()?.parse()?;
+        let messages: u64 = peer.ask(&format!("count {seconds}"))?.parse()?;
         let after = look()?;
+        peer.ask("close")?;
         ensure!(messages > 0, "no message went through");
         let foreign = (after.2 - before.2).saturating_sub(after.1 - before.1);
         Ok(Once {
             micros: (after.0 - before.0) as f64 / messages as f64 / 1_000.0,
-            foreign: foreign as f64 / (self.options.seconds * 1_000_000_000) as f64,
+            foreign: foreign as f64 / (seconds * 1_000_000_000) as f64,
         })
     }
 
-    fn peer(&self, arguments: &[&str]) -> Result<Peer> {
+    fn peer(&self) -> Result<Peer> {
         let core = self.options.core.to_string();
         let mut child = Command::new("taskset")
             .args(["-c", &core])
             .arg(&self.xtask)
-            .arg("bench")
-            .args(arguments)
+            .args(["bench", "peer", "--servers", &SERVERS.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -211,7 +204,7 @@ impl Tools {
     }
 }
 
-/// Servers or load in a process of their own, ended when dropped.
+/// Servers and load in a process of their own, ended when dropped.
 struct Peer {
     child: Child,
     lines: BufReader<ChildStdout>,
@@ -226,10 +219,11 @@ impl Peer {
         Ok(line.trim_end().to_owned())
     }
 
-    fn go(&mut self) -> Result<()> {
+    fn ask(&mut self, command: &str) -> Result<String> {
         let stdin = self.child.stdin.as_mut().context("no stdin")?;
-        stdin.write_all(b"go\n")?;
-        Ok(stdin.flush()?)
+        stdin.write_all(format!("{command}\n").as_bytes())?;
+        stdin.flush()?;
+        self.line()
     }
 }
 
