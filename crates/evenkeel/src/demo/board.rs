@@ -67,7 +67,7 @@ impl Board {
     pub(crate) fn show(&mut self, moment: &Moment<'_>) {
         let text = match self {
             Self::Terminal { lines, events } => {
-                events.extend(moment.events.iter().map(|event| event_text(event, moment)));
+                events.extend(moment.events.iter().map(event_text));
                 events.drain(..events.len().saturating_sub(EVENTS));
                 let table = terminal(moment, events);
                 // Up to the first line of the last table, and everything below it away.
@@ -93,12 +93,18 @@ fn plain(moment: &Moment<'_>, next: &mut Duration, act: &mut Option<Act>) -> Str
         text.push_str(&format!("{} == {}: {}\n", clock(moment.at), moment.act.name(), moment.act.about()));
     }
     for event in moment.events {
-        text.push_str(&format!("{} {}\n", clock(moment.at), event_text(event, moment)));
+        text.push_str(&format!("{} {}\n", clock(moment.at), event_text(event)));
     }
     if moment.at >= *next {
         *next = moment.at + LINE_EACH;
         let servers: Vec<_> = moment.servers.iter().map(short).collect();
-        text.push_str(&format!("{} {} | {}\n", clock(moment.at), numbers(moment), servers.join("  ")));
+        text.push_str(&format!(
+            "{} {}; {} | {}\n",
+            clock(moment.at),
+            clients(moment),
+            messages(moment.counts),
+            servers.join("  ")
+        ));
     }
     text
 }
@@ -123,7 +129,8 @@ fn terminal(moment: &Moment<'_>, events: &[String]) -> String {
             moment.act.name(),
             moment.act.about()
         ),
-        numbers(moment),
+        clients(moment),
+        messages(moment.counts),
         String::new(),
         format!(
             "{:<12} {:<BAR$}  {:>6} {:>7} {:>9} {:>6}  STATE",
@@ -156,24 +163,24 @@ fn bar(connections: u32, capacity: u32) -> String {
     format!("{}{}", "█".repeat(full), "·".repeat(BAR - full))
 }
 
-fn numbers(moment: &Moment<'_>) -> String {
+fn clients(moment: &Moment<'_>) -> String {
     let counts = moment.counts;
     format!(
-        "{} of {} clients, placed {}, moved {}, failed {}; messages {} sent, {} echoed, {} lost; worst handshake {} ms",
+        "{} of {} clients, placed {}, moved {}, failed {}; worst handshake {} ms",
         counts.connected,
         moment.wanted,
         counts.placed,
         counts.moved,
         counts.failed,
-        counts.sent,
-        counts.echoed,
-        counts.unechoed,
         counts.worst_handshake.as_millis()
     )
 }
 
-fn event_text(event: &EventLine, moment: &Moment<'_>) -> String {
-    let _ = moment;
+fn messages(counts: &Counts) -> String {
+    format!("messages {} sent, {} echoed, {} lost", counts.sent, counts.echoed, counts.unechoed)
+}
+
+fn event_text(event: &EventLine) -> String {
     format!("* {}: {}", event.kind, event.text)
 }
 

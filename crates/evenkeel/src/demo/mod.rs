@@ -92,7 +92,14 @@ fn stage(product: &Product, settings: &Settings, clock: Clock) -> anyhow::Result
     let gateway = product.gateways().first().copied().context("the gateway listens nowhere")?;
     let admin_addr = product.admin();
     let admin = Admin::at(admin_addr.to_string(), token.trim().to_owned());
-    Ok(Stage { gateway, admin, admin_addr, clock, tasks: Tasks::new() })
+    Ok(Stage {
+        gateway,
+        admin,
+        admin_addr,
+        clock,
+        tasks: Tasks::new(),
+        wanted: tokio::sync::watch::Sender::new(0),
+    })
 }
 
 async fn play(args: &DemoArgs, settings: &Settings, stage: &Stage) -> anyhow::Result<u8> {

@@ -43,6 +43,8 @@ pub(crate) struct Stage {
     pub(crate) clock: Clock,
     /// Clients and observers.
     pub(crate) tasks: Tasks,
+    /// Clients wanted. Here, because kept clients outlive the story.
+    pub(crate) wanted: watch::Sender<u32>,
 }
 
 /// What was told, for the summary.
@@ -76,7 +78,6 @@ pub(crate) struct Story<'a> {
     stage: &'a Stage,
     observer: Observer,
     tally: Tally,
-    wanted: watch::Sender<u32>,
     now: watch::Sender<Now>,
     crowd: JoinHandle<()>,
     board: Board,
@@ -92,11 +93,10 @@ impl<'a> Story<'a> {
     /// Everybody takes their place.
     pub(crate) fn new(args: &'a DemoArgs, stage: &'a Stage) -> Self {
         let (now, now_seen) = watch::channel(None);
-        let (wanted, wanted_seen) = watch::channel(0);
         let tally = Tally::default();
         let crowd = Crowd {
             gateway: stage.gateway,
-            wanted: wanted_seen,
+            wanted: stage.wanted.subscribe(),
             tally: tally.clone(),
             clock: stage.clock,
             tasks: stage.tasks.clone(),
@@ -106,7 +106,6 @@ impl<'a> Story<'a> {
             stage,
             observer: Observer::start(&stage.admin, now_seen, stage.clock, &stage.tasks),
             tally,
-            wanted,
             now,
             crowd: stage.tasks.spawn("crowd", crowd.grow(args.seed)),
             board: Board::new(),
@@ -150,7 +149,7 @@ impl<'a> Story<'a> {
                 break;
             }
             let share = at.as_secs_f64() / whole.as_secs_f64();
-            self.wanted.send_replace(wanted(self.args.clients, share));
+            self.stage.wanted.send_replace(wanted(self.args.clients, share));
             self.now.send_replace(Some((self.began, Act::at(share))));
             self.do_deeds().await;
             self.show(at);
@@ -222,7 +221,7 @@ impl<'a> Story<'a> {
             at,
             of: self.args.duration,
             act: self.act(),
-            wanted: *self.wanted.borrow(),
+            wanted: *self.stage.wanted.borrow(),
             counts: &counts,
             servers: &servers,
             events: &events,
@@ -235,7 +234,7 @@ impl<'a> Story<'a> {
         self.now.send_replace(None);
         let servers_last = self.observer.servers().iter().filter(|server| is_up(server)).count();
         if !self.args.keep {
-            self.wanted.send_replace(0);
+            self.stage.wanted.send_replace(0);
             let deadline = self.stage.clock.now() + LEAVE_WITHIN;
             while self.stage.tasks.running().contains_key("client") && self.stage.clock.now() < deadline {
                 self.stage.clock.sleep(TURN).await;
@@ -266,7 +265,7 @@ impl<'a> Story<'a> {
             until,
         };
         let leastconn = compare::replay(&recording, self.args.seed);
-        let told = Told {
+        Told {
             leastconn,
             lost,
             broken,
@@ -277,12 +276,7 @@ impl<'a> Story<'a> {
             servers_last,
             under_way,
             counts,
-        };
-        if self.args.keep {
-            // The clients live on the sender; it goes with the process.
-            std::mem::forget(self.wanted);
         }
-        told
     }
 
     /// What the demo promises to show, and did not this time.
