@@ -21,6 +21,7 @@ const STEPS: &[Step] = &[
         run::run(run::cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))
     }),
     ("docs", docs),
+    ("demo", demo),
 ];
 
 /// Runs all steps; stops at the first that fails.
@@ -62,6 +63,21 @@ fn docs() -> Result<()> {
     let mut doc = run::cargo(&["doc", "--workspace", "--no-deps", "--locked"]);
     doc.env("RUSTDOCFLAGS", "-D warnings");
     run::run(doc)
+}
+
+/// The first command of the README, shortened; it fails by itself if an invariant broke.
+fn demo() -> Result<()> {
+    run::run(run::cargo(&[
+        "run",
+        "--release",
+        "--locked",
+        "--",
+        "demo",
+        "--duration",
+        "40s",
+        "--clients",
+        "300",
+    ]))
 }
 
 fn dependencies() -> Result<()> {
