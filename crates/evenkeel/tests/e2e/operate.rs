@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use hyper::Method;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::kit::admin::Admin;
 use crate::kit::world::CONFIG;
@@ -69,6 +69,20 @@ async fn the_command_line_answers_people_and_scripts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn events_are_followed_as_they_happen() {
+    let mut world = World::new("follow");
+    let evenkeel = world.serve("[fleets.chat]\n").await;
+    world.join(&evenkeel, &["a", "b"]).await;
+    let mut follower = world.start("follower", &["events", "--follow", "--output", "json", "-c", CONFIG]);
+    // What was remembered comes first.
+    follower.line_after(0, "\"joined\"").await;
+    assert_eq!(world.run(&["cordon", "b", "-c", CONFIG]).code, Some(0));
+    let line = follower.line_after(0, "\"cordoned\"").await;
+    assert!(line.contains('b'), "{line}");
+    assert!(follower.ended().is_none(), "it goes on until it is told to end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn exit_codes_tell_refused_from_unreachable_from_misspelt() {
     let world = World::new("exit-codes");
     let evenkeel = world.serve("[fleets.chat]\n").await;
@@ -90,7 +104,7 @@ async fn changes_need_the_token_and_every_request_a_host_of_ours() {
         let stranger = Admin { addr: evenkeel.admin.addr, token };
         for order in ["drain", "undrain", "cordon", "shed", "report"] {
             let path = format!("/v1/servers/a/{order}");
-            let (status, _) = stranger.send(Method::POST, &path, Some(json!({})), &host).await.unwrap();
+            let (status, _) = stranger.send(Method::POST, &path, Some("{}".to_owned()), &host).await.unwrap();
             assert_eq!(status, 401, "{path}");
         }
     }

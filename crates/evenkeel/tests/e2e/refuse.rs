@@ -41,6 +41,15 @@ async fn a_port_in_use_is_named_with_its_setting() {
     }
 }
 
+#[test]
+fn a_demo_with_more_clients_than_files_may_be_open_says_how_many_are_possible() {
+    let world = World::new("too-many");
+    let run = world.run(&["demo", "--clients", "1000000", "--duration", "20s"]);
+    assert!(run.code.is_some_and(|code| code != 0), "{run:?}");
+    let numbers = run.stderr.split(|c: char| !c.is_ascii_digit()).filter_map(|word| word.parse::<u32>().ok());
+    assert!(numbers.filter(|number| (10..1_000_000).contains(number)).count() > 0, "{}", run.stderr);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_command_that_dies_at_once_is_shown_with_its_last_words() {
     let world = World::new("dies");

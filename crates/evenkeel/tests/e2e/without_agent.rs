@@ -118,6 +118,9 @@ async fn an_absurd_report_is_refused_by_field_and_changes_nothing() {
         assert!(matches!(status, 400 | 422), "{field} = {value}: {status} {answer}");
         assert_eq!(answer["field"], field, "{value}: {answer}");
     }
+    let nan = report(&addr, 2).to_string().replace("\"cpu\":0.1", "\"cpu\":NaN");
+    let (status, answer) = evenkeel.admin.ask_raw(Method::POST, "/v1/servers/a/report", Some(nan)).await;
+    assert!(matches!(status, 400 | 422) && answer["field"] == "cpu", "{status} {answer}");
     let after = evenkeel.admin.server("a").await.expect("a is still registered");
     assert_eq!((before.connections, before.state), (after.connections, after.state));
 }

@@ -33,6 +33,11 @@ pub(crate) struct Server {
 impl Admin {
     /// Sends one request; gives status and body.
     pub(crate) async fn ask(&self, method: Method, path: &str, body: Option<Value>) -> (u16, Value) {
+        self.ask_raw(method, path, body.map(|body| body.to_string())).await
+    }
+
+    /// The same with a body that may be no JSON.
+    pub(crate) async fn ask_raw(&self, method: Method, path: &str, body: Option<String>) -> (u16, Value) {
         let host = self.addr.to_string();
         let sent = self.send(method, path, body, &host);
         let (status, text) = timeout(DEADLINE, sent).await.expect("an answer in time").expect("an answer");
@@ -44,7 +49,7 @@ impl Admin {
         &self,
         method: Method,
         path: &str,
-        body: Option<Value>,
+        body: Option<String>,
         host: &str,
     ) -> anyhow::Result<(u16, String)> {
         let stream = TcpStream::connect(self.addr).await?;
@@ -56,7 +61,7 @@ impl Admin {
         if body.is_some() {
             request = request.header("content-type", "application/json");
         }
-        let body = Full::new(Bytes::from(body.map(|body| body.to_string()).unwrap_or_default()));
+        let body = Full::new(Bytes::from(body.unwrap_or_default()));
         let exchange = async {
             let answer = sender.send_request(request.body(body)?).await?;
             let status = answer.status().as_u16();

@@ -57,6 +57,15 @@ impl Client {
         Ok(Self { socket, server, took: watch.elapsed() })
     }
 
+    /// Sends a message and waits for the next one.
+    pub(crate) async fn exchange(&mut self, message: Message) -> Message {
+        self.socket.send(message).await.expect("the message can be sent");
+        match timeout(ECHO, self.socket.next()).await {
+            Ok(Some(Ok(back))) => back,
+            other => panic!("instead of an answer: {other:?}"),
+        }
+    }
+
     /// Says goodbye with 1000.
     pub(crate) async fn close(mut self) {
         let _ = self.socket.close(None).await;

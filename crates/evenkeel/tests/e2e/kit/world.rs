@@ -57,6 +57,11 @@ impl World {
         }
     }
 
+    /// Starts `evenkeel` with these arguments in the folder.
+    pub(crate) fn start(&self, name: &str, arguments: &[&str]) -> Process {
+        Process::start(name, self.command(arguments), &self.folder)
+    }
+
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(BINARY);
         command.args(arguments).current_dir(&self.folder);
