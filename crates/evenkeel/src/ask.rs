@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::admin::{Admin, AdminError};
 use crate::cli::{AdminArgs, EventsArgs, Output, exit};
+use crate::say::{say, write};
 use crate::table::table;
 
 /// Events that `status` shows.
@@ -21,7 +22,7 @@ pub(crate) async fn servers(args: &AdminArgs) -> anyhow::Result<u8> {
         return json(&answer);
     }
     let servers: Vec<Server> = read(answer)?;
-    print!("{}", servers_table(&servers));
+    write(&servers_table(&servers));
     Ok(exit::OK)
 }
 
@@ -40,28 +41,32 @@ pub(crate) async fn status(args: &AdminArgs) -> anyhow::Result<u8> {
     let (fleets, servers): (Vec<Fleet>, Vec<Server>) = (read(fleets)?, read(servers)?);
     let (explained, events): (Vec<Explained>, Vec<EventLine>) = (read(explained)?, read(events)?);
     for fleet in &fleets {
-        println!(
+        say!(
             "fleet {}: {} of {} server(s) active, {} connections, level {:.2}",
-            fleet.id, fleet.active, fleet.servers, fleet.connections, fleet.level
+            fleet.id,
+            fleet.active,
+            fleet.servers,
+            fleet.connections,
+            fleet.level
         );
         let own: Vec<Server> = servers.iter().filter(|server| server.fleet == fleet.id).cloned().collect();
-        print!("{}", indent(&servers_table(&own)));
+        write(&indent(&servers_table(&own)));
         for server in own.iter().filter(|server| server.trouble.is_some()) {
             let trouble = server.trouble.as_deref().unwrap_or_default();
-            print!("{}", indent(&format!("{}: {trouble}\n", server.id)));
+            write(&indent(&format!("{}: {trouble}\n", server.id)));
         }
         let reasons = explained.iter().filter(|it| it.fleet == fleet.id);
         for reason in
             reasons.flat_map(|it| it.moves.iter().chain(&it.scale)).filter(|reason| reason.server.is_none())
         {
-            println!("  {}", reason.text);
+            say!("  {}", reason.text);
         }
     }
     if !events.is_empty() {
-        println!("last events (evenkeel events shows all):");
+        say!("last events (evenkeel events shows all):");
     }
     for event in &events[events.len().saturating_sub(LAST_EVENTS)..] {
-        println!("  {}", event_line(event));
+        say!("  {}", event_line(event));
     }
     Ok(exit::OK)
 }
@@ -73,18 +78,21 @@ pub(crate) async fn explain(args: &AdminArgs) -> anyhow::Result<u8> {
         return json(&answer);
     }
     for fleet in read::<Vec<Explained>>(answer)? {
-        println!(
+        say!(
             "fleet {}: round {}, demand {}, level {:.2}",
-            fleet.fleet, fleet.round, fleet.demand, fleet.level
+            fleet.fleet,
+            fleet.round,
+            fleet.demand,
+            fleet.level
         );
         for (title, reasons) in
             [("ceilings", &fleet.ceilings), ("moves", &fleet.moves), ("scale", &fleet.scale)]
         {
-            println!("  {title}:");
+            say!("  {title}:");
             if reasons.is_empty() {
-                println!("    nothing to say");
+                say!("    nothing to say");
             }
-            reasons.iter().for_each(|reason| println!("    {}", reason_line(reason)));
+            reasons.iter().for_each(|reason| say!("    {}", reason_line(reason)));
         }
     }
     Ok(exit::OK)
@@ -188,7 +196,7 @@ fn read<T: DeserializeOwned>(answer: Value) -> Result<T, AdminError> {
 }
 
 fn json(answer: &Value) -> anyhow::Result<u8> {
-    println!("{}", serde_json::to_string_pretty(answer)?);
+    say!("{}", serde_json::to_string_pretty(answer)?);
     Ok(exit::OK)
 }
 

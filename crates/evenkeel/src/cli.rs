@@ -22,12 +22,12 @@ pub(crate) mod exit {
 
 const AFTER: &str = "\
 First steps:
-  evenkeel demo                                              see everything work on this machine, in 90 s
+  evenkeel demo
+      see everything at work on this machine, in 90 seconds
   evenkeel serve --to ws://127.0.0.1:9001 --to ws://127.0.0.1:9002
-                                                             balance two servers, no file needed
+      balance two servers, no file needed
   evenkeel print-config --to ws://127.0.0.1:9001 > evenkeel.toml
-                                                             the same as a file, to go on from
-  evenkeel serve -c evenkeel.toml
+      the same as a file, to go on from; then: evenkeel serve
 
 Exit codes:
   0 done   1 failed   2 wrong command line or configuration   3 refused by the controller
@@ -104,7 +104,7 @@ pub(crate) struct ServeArgs {
     #[command(flatten)]
     pub(crate) source: SourceArgs,
     /// Roles to run in this process: gateway, controller
-    #[arg(long, value_name = "ROLES", value_delimiter = ',', default_values_t = [Role::Gateway, Role::Controller])]
+    #[arg(long, value_name = "ROLES", value_delimiter = ',', default_value = "gateway,controller")]
     pub(crate) roles: Vec<Role>,
     #[command(flatten)]
     pub(crate) scalars: Scalars,
@@ -117,15 +117,6 @@ pub(crate) enum Role {
     Gateway,
     /// Plans and executes; has the admin listener.
     Controller,
-}
-
-impl std::fmt::Display for Role {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Gateway => "gateway",
-            Self::Controller => "controller",
-        })
-    }
 }
 
 /// Where a configuration comes from.

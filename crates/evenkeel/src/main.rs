@@ -10,6 +10,7 @@ mod demo;
 mod echo;
 mod limits;
 mod order;
+mod say;
 mod serve;
 mod sim;
 mod source;
@@ -54,7 +55,9 @@ fn run(command: Command) -> anyhow::Result<u8> {
         Command::Echo(args) => on_one_thread(async { echo::run(args).await.map(|()| exit::OK) }),
         Command::Sim(args) => sim::run(&args),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "evenkeel", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "evenkeel", &mut script);
+            say::write(&String::from_utf8_lossy(&script));
             Ok(exit::OK)
         }
     }

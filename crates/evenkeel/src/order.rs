@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::admin::{Admin, AdminError};
 use crate::cli::{AdminArgs, DrainArgs, Output, ScaleArgs, ServerArgs, Servers, ShedArgs, exit};
+use crate::say::say;
 
 /// Between two looks at a server that empties.
 const LOOK: Duration = Duration::from_millis(200);
@@ -92,8 +93,8 @@ fn escaped(id: &str) -> String {
 
 fn tell(args: &AdminArgs, answer: &Value, said: &str) -> anyhow::Result<u8> {
     match args.output {
-        Output::Json => println!("{}", serde_json::to_string_pretty(answer)?),
-        Output::Text => println!("{said}"),
+        Output::Json => say!("{}", serde_json::to_string_pretty(answer)?),
+        Output::Text => say!("{said}"),
     }
     Ok(exit::OK)
 }

@@ -8,6 +8,7 @@ use evenkeel_runtime::{Clock, Phase, Shutdown, Tasks, log};
 use crate::cli::{Role, ServeArgs, UsageError, exit};
 use crate::compose::Product;
 use crate::config::Settings;
+use crate::say::say;
 use crate::source;
 
 /// Runs until SIGTERM or SIGINT.
@@ -30,10 +31,7 @@ async fn serve(args: &ServeArgs, settings: &Settings) -> anyhow::Result<u8> {
     let (trigger, shutdown) = Shutdown::new();
     trigger.on_signals(&Tasks::new())?;
     let product = Product::start(settings, &args.roles, Clock::start()).await?;
-    println!(
-        "{}",
-        greeting(settings, product.admin(), product.gateways(), &args.source.config, &args.source.to)
-    );
+    say!("{}", greeting(settings, product.admin(), product.gateways(), &args.source.config, &args.source.to));
     let lost = tokio::select! {
         () = shutdown.reached(Phase::Drain) => false,
         () = product.gateway_lost() => true,
@@ -43,7 +41,7 @@ async fn serve(args: &ServeArgs, settings: &Settings) -> anyhow::Result<u8> {
         () = shutdown.reached(Phase::Stop) => anyhow::bail!("ended at once by a second signal"),
     }
     anyhow::ensure!(!lost, "the gateway ended by itself; see the log");
-    println!("evenkeel has left in order");
+    say!("evenkeel has left in order");
     Ok(exit::OK)
 }
 
@@ -81,6 +79,14 @@ fn greeting(
     } else {
         format!("-c {}", file.display())
     };
+    if !to.is_empty() {
+        let to: Vec<_> = to.iter().map(|url| format!("--to {url}")).collect();
+        lines.push(format!(
+            "as a file: evenkeel print-config {} > {}",
+            to.join(" "),
+            crate::cli::DEFAULT_FILE
+        ));
+    }
     lines.push(format!("next: evenkeel status {from}").trim_end().to_owned());
     lines.join("\n")
 }

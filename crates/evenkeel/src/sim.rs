@@ -1,5 +1,6 @@
 //! `evenkeel sim`: runs one scenario and prints what came of it. Everything else is in `evenkeel_sim`.
 
+use std::io::Write as _;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
@@ -39,9 +40,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<u8> {
     let scenario = Scenario::parse(&text)?;
     let scenario = if args.leastconn { scenario.with_leastconn_alone() } else { scenario };
     let outcome = simulate(&scenario, args.seed.unwrap_or(scenario.seed));
-    match args.output {
-        Output::Json => println!("{}", outcome.to_json()),
-        Output::Text => print!("{outcome}"),
+    let text = match args.output {
+        Output::Json => format!("{}\n", outcome.to_json()),
+        Output::Text => outcome.to_string(),
+    };
+    match std::io::stdout().write_all(text.as_bytes()) {
+        // Whoever reads has seen enough.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
+        written => written.context("could not write the outcome")?,
     }
     if outcome.violations.is_empty() {
         return Ok(exit::OK);

@@ -8,6 +8,7 @@ use toml::Value;
 use crate::cli::{DEFAULT_FILE, PrintArgs, Scalars, SourceArgs, exit};
 use crate::config::raw::{RawFile, RawFleet, RawServer};
 use crate::config::{self, ConfigError, Settings, print};
+use crate::say::{say, write};
 
 /// Name of the fleet that `--to` makes.
 const FLEET: &str = "servers";
@@ -38,7 +39,7 @@ pub(crate) fn check(source: &SourceArgs, scalars: &Scalars) -> anyhow::Result<u8
     let settings = settings(source, scalars)?;
     let name = if source.to.is_empty() { source.config.display().to_string() } else { String::from("this") };
     let servers: usize = settings.fleets.values().map(|fleet| fleet.servers.len()).sum();
-    println!(
+    say!(
         "{name} is a good configuration: {} fleet(s), {servers} listed server(s), {} route(s)",
         settings.fleets.len(),
         settings.routes.len()
@@ -52,7 +53,7 @@ pub(crate) fn print_config(args: &PrintArgs) -> anyhow::Result<u8> {
         true => crate::demo::printed(crate::cli::DEMO_CLIENTS, crate::demo::USUAL)?,
         false => settings(&args.source, &args.scalars)?,
     };
-    print!("{}", print::print(&settings)?);
+    write(&print::print(&settings)?);
     Ok(exit::OK)
 }
 

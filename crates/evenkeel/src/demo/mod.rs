@@ -37,6 +37,7 @@ use crate::compose::Product;
 use crate::config::Settings;
 use crate::config::unit::show_duration;
 use crate::limits;
+use crate::say::say;
 use story::{Stage, Story};
 
 pub(crate) use plan::{USUAL, printed};
@@ -72,7 +73,7 @@ async fn perform(args: &DemoArgs, settings: &Settings) -> anyhow::Result<u8> {
         () = shutdown.reached(Phase::Drain) => None,
     };
     if args.keep && matches!(played, Some(Ok(Ok(_)))) && !shutdown.is(Phase::Drain) {
-        println!("{}", summary::kept(settings, stage.gateway, stage.admin_addr));
+        say!("{}", summary::kept(settings, stage.gateway, stage.admin_addr));
         shutdown.reached(Phase::Drain).await;
     }
     let left = tokio::select! {
@@ -103,12 +104,12 @@ fn stage(product: &Product, settings: &Settings, clock: Clock) -> anyhow::Result
 }
 
 async fn play(args: &DemoArgs, settings: &Settings, stage: &Stage) -> anyhow::Result<u8> {
-    println!("{}", introduction(args, settings, stage.gateway, stage.admin_addr));
+    say!("{}", introduction(args, settings, stage.gateway, stage.admin_addr));
     let mut story = Story::new(args, stage);
     story.wait_for_servers(UP_WITHIN).await?;
     story.tell().await;
     let told = story.end().await;
-    println!("{}", summary::text(args, &told));
+    say!("{}", summary::text(args, &told));
     Ok(if told.broken.is_empty() { exit::OK } else { exit::FAILED })
 }
 
