@@ -41,7 +41,7 @@ pub fn run_with(
     progress: &mut dyn FnMut(f64),
 ) -> Outcome {
     if scenario.chaos {
-        let random = chaos::scenario(seed, scenario.duration);
+        let random = Scenario { about: scenario.about.clone(), ..chaos::scenario(seed, scenario.duration) };
         return world::World::new(random, seed, bug).run(progress);
     }
     world::World::new(scenario.clone(), seed, bug).run(progress)
