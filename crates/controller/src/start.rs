@@ -37,7 +37,7 @@ const PROVIDED: usize = 256;
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The state folder cannot be made.
-    #[error("could not make the folder {} (state_dir)", path.display())]
+    #[error("could not make the folder {} (store.dir)", path.display())]
     StateDir {
         /// The folder.
         path: PathBuf,

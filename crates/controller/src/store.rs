@@ -27,7 +27,7 @@ const FORMAT: u64 = 1;
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// Another process has it.
-    #[error("could not open {}: another evenkeel uses it; stop that one or set another state_dir", path.display())]
+    #[error("could not open {}: another evenkeel uses it; stop that one or set another store.dir", path.display())]
     InUse {
         /// The file.
         path: PathBuf,

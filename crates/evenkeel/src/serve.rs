@@ -41,7 +41,13 @@ async fn serve(args: &ServeArgs, settings: &Settings) -> anyhow::Result<u8> {
         () = shutdown.reached(Phase::Stop) => anyhow::bail!("ended at once by a second signal"),
     }
     anyhow::ensure!(!lost, "the gateway ended by itself; see the log");
-    say!("evenkeel has left in order");
+    let provided = settings.fleets.values().any(|fleet| fleet.provider.is_some());
+    let stay = if provided {
+        "; the servers it started keep running, and the next start takes them over"
+    } else {
+        ""
+    };
+    say!("evenkeel has left in order{stay}");
     Ok(exit::OK)
 }
 
