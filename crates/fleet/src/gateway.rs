@@ -272,6 +272,7 @@ impl Gateway {
         slot.failed_in_a_row = 0;
         slot.dead_here = None;
         slot.heard = Some(now);
+        self.note_change(settled.slot, now);
         self.probation.connected(settled.slot, now);
     }
 
@@ -289,6 +290,7 @@ impl Gateway {
         if slot.dead_here.is_some() || now < slot.elsewhere_until {
             seat.permits = false;
         }
+        self.note_change(settled.slot, now);
     }
 
     /// A connection ended after `lasted`.
@@ -379,6 +381,8 @@ impl Gateway {
         slot.own = slot.own.saturating_add(connections.get());
         seat.live = seat.live.saturating_add(connections.get());
         slot.peak = slot.peak.max(slot.own + seat.pending);
+        // Targets follow at the next refresh.
+        self.refresh_at = Instant::ZERO;
     }
 
     /// How to place, as the last snapshot says.
@@ -485,12 +489,19 @@ impl Gateway {
         seat.move_at = slot.credit.move_at(&slot.rate);
         slot.placed += 1;
         slot.peak = slot.peak.max(slot.own + seat.pending);
+        self.note_change(index, now);
+        let slot = &self.slots[index as usize];
         Placement {
             id: PlacementId(self.ledger.open(index, now)),
             key: ServerKey(index),
             server: slot.view.id.clone(),
             url: Arc::clone(&slot.view.url),
         }
+    }
+
+    fn note_change(&mut self, index: u32, now: Instant) {
+        let seats = Seats { each: &self.seats, weight: self.weight, now };
+        self.picker.changed(&seats, index);
     }
 
     /// Expires placements, judges probation and computes targets and credit anew.

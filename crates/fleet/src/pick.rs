@@ -6,6 +6,8 @@
 //! as its source; utilisations are compared in integers, so the choice replays exactly.
 //! Elsewhere: what seats hold (`gateway`), targets (`allot`), credit (`credit`), waiting for it (`admission`).
 
+mod tournament;
+
 use alloc::vec::Vec;
 use core::cmp::Ordering;
 
@@ -13,6 +15,7 @@ use evenkeel_model::{Duration, Instant, Rng, Share};
 
 use crate::config::PickRule;
 use crate::gateway::{Refusal, ServerKey};
+use tournament::Tournament;
 
 /// Up to so many servers `auto` looks at all of them: cheaper than drawing, and exact.
 pub const EXACT_UP_TO: usize = 16;
@@ -140,6 +143,7 @@ pub struct Seats<'a> {
 pub struct Picker {
     rule: Rule,
     draws: Draws,
+    tournament: Tournament,
     emptiest: Option<u32>,
     look_again_at: Instant,
     turn: usize,
@@ -170,6 +174,20 @@ impl Picker {
         if matches!(self.rule, Rule::Sampled | Rule::Random) {
             self.draws.refill(seats.each);
         }
+        let exact = matches!(self.rule, Rule::LeastUtilised | Rule::Leastconn);
+        if exact && seats.each.len() > EXACT_UP_TO {
+            self.tournament.refill(seats, self.rule);
+        } else {
+            self.tournament.clear();
+        }
+    }
+
+    /// A seat changed since the last refresh or pick. To be told of each change, so that the exact rules need not
+    /// look at all seats for each connection.
+    pub fn changed(&mut self, seats: &Seats<'_>, index: u32) {
+        if self.tournament.is_used() {
+            self.tournament.changed(seats, self.rule, index);
+        }
     }
 
     /// Chooses a seat.
@@ -181,6 +199,9 @@ impl Picker {
             return self.pick_for_move(seats, wish, source);
         }
         match self.rule {
+            Rule::LeastUtilised | Rule::Leastconn if wish.avoid.is_empty() && self.tournament.is_used() => {
+                self.tournament.winner(seats, self.rule).ok_or_else(|| why_none(seats, wish))
+            }
             Rule::LeastUtilised | Rule::Leastconn => self.lowest(seats, wish),
             Rule::Sampled => self.lowest_of_three(seats, wish, rng),
             Rule::RoundRobin => self.next_in_turn(seats, wish),
@@ -204,7 +225,7 @@ impl Picker {
         let mut best: Option<(u32, &Seat)> = None;
         for (index, seat) in (0u32..).zip(seats.each) {
             if may_take(seats, index, wish)
-                && best.is_none_or(|(_, best)| self.before(seat, best, seats.weight))
+                && best.is_none_or(|(_, best)| before(self.rule, seat, best, seats.weight))
             {
                 best = Some((index, seat));
             }
@@ -212,22 +233,12 @@ impl Picker {
         best.map(|(index, _)| index).ok_or_else(|| why_none(seats, wish))
     }
 
-    /// Whether `a` is to be chosen before `b`.
-    fn before(&self, a: &Seat, b: &Seat, weight: Weight) -> bool {
-        let (order, a_last, b_last) = if self.rule == Rule::Leastconn {
-            (leastconn(a).cmp(leastconn(b)), a.changed, b.changed)
-        } else {
-            (utilisation_with_one_more(a, weight).cmp(utilisation_with_one_more(b, weight)), a.used, b.used)
-        };
-        order.then(a_last.cmp(&b_last)) == Ordering::Less
-    }
-
     fn lowest_of_three(&mut self, seats: &Seats<'_>, wish: &Wish<'_>, rng: &mut Rng) -> Result<u32, Refusal> {
         let mut best = self.emptiest(seats, wish)?;
         for _ in 0..2 {
             let Some(drawn) = self.draws.draw(rng) else { continue };
             if may_take(seats, drawn, wish)
-                && self.before(&seats.each[drawn as usize], &seats.each[best as usize], seats.weight)
+                && before(self.rule, &seats.each[drawn as usize], &seats.each[best as usize], seats.weight)
             {
                 best = drawn;
             }
@@ -279,6 +290,16 @@ impl Picker {
         }
         Err(why_none(seats, wish))
     }
+}
+
+/// Whether `a` is to be chosen before `b`.
+fn before(rule: Rule, a: &Seat, b: &Seat, weight: Weight) -> bool {
+    let (order, a_last, b_last) = if rule == Rule::Leastconn {
+        (leastconn(a).cmp(leastconn(b)), a.changed, b.changed)
+    } else {
+        (utilisation_with_one_more(a, weight).cmp(utilisation_with_one_more(b, weight)), a.used, b.used)
+    };
+    order.then(a_last.cmp(&b_last)) == Ordering::Less
 }
 
 fn may_take(seats: &Seats<'_>, index: u32, wish: &Wish<'_>) -> bool {

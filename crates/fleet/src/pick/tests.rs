@@ -1,6 +1,6 @@
 use alloc::vec;
 
-use proptest::prelude::{Strategy, any, prop, prop_assert, prop_assert_ne, proptest};
+use proptest::prelude::{Strategy, any, prop, prop_assert, prop_assert_eq, prop_assert_ne, proptest};
 
 use super::*;
 
@@ -298,6 +298,36 @@ proptest! {
                     prop_assert_ne!(of(other).cmp(chosen), Ordering::Less);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn the_tournament_chooses_what_a_look_at_all_seats_would(
+        each in prop::collection::vec(any_seat(), 17..60),
+        steps in prop::collection::vec((0usize..60, any_seat(), 0u64..4), 0..60),
+        leastconn: bool,
+    ) {
+        let rule = if leastconn { PickRule::Leastconn } else { PickRule::LeastUtilised };
+        // Ties are broken by position in a look at all, so none are left to break.
+        let mut each = each;
+        for (tick, seat) in (0u64..).zip(&mut each) {
+            (seat.used, seat.changed) = (tick, tick);
+        }
+        let (mut now, mut tick) = (later(0), 100);
+        let weight = Weight::new(3.0, 1.0, 3);
+        let mut picker = Picker::default();
+        picker.refresh(rule, 1, &Seats { each: &each, weight, now });
+        for (index, mut seat, ms) in steps {
+            let index = index % each.len();
+            tick += 1;
+            (seat.used, seat.changed) = (tick, tick);
+            each[index] = seat;
+            let seats = Seats { each: &each, weight, now };
+            picker.changed(&seats, index as u32);
+            now = now + Duration::from_millis(ms);
+            let seats = Seats { each: &each, weight, now };
+            let wish = Wish::default();
+            prop_assert_eq!(picker.pick(&seats, &wish, &mut Rng::new(1)), picker.lowest(&seats, &wish));
         }
     }
 
