@@ -4,7 +4,7 @@
 //! [`Violation`], if any. A plan with one is not carried out: nothing moves in that round and everyone is told why.
 //! Elsewhere: making plans (`moves`, `scale`).
 
-use evenkeel_model::{Connections, PerSecond, Share};
+use evenkeel_model::{Connections, Share};
 
 use crate::allot::{Allotments, Server};
 use crate::moves::{Facts, Moves, Relief, Standing, Verdict, excess};
@@ -56,9 +56,16 @@ pub fn lint(
     plan: &Moves,
 ) -> Result<(), Violation> {
     let orders = || plan.each.iter().enumerate().filter_map(|(i, relief)| relief.map(|relief| (i, relief)));
-    let rate: f64 = orders().map(|(_, relief)| relief.moves_per_s.get()).sum();
-    let pace = PerSecond::new(facts.config.pace.get() - facts.reserved.get());
-    if rate > pace.get() * (1.0 + 1e-9) + 1e-9 {
+    let carried = |i: usize| {
+        let planned = plan.each[i].map_or(0.0, |relief| relief.moves_per_s.get());
+        (planned, planned.max(standing[i].in_force.get()))
+    };
+    let (planned, carried) = (0..servers.len())
+        .map(carried)
+        .fold((0.0, 0.0), |(planned, carried), one| (planned + one.0, carried + one.1));
+    let held: f64 = standing.iter().map(|standing| standing.in_force.get()).sum();
+    let pace = facts.config.pace.get() * (1.0 + 1e-9) + 1e-9;
+    if planned > pace || carried > pace.max(held + 1e-9) {
         return Err(Violation::Pace);
     }
     for (i, relief) in orders() {
@@ -126,7 +133,7 @@ mod tests {
     use alloc::vec;
     use alloc::vec::Vec;
 
-    use evenkeel_model::{Ratio, ServerId};
+    use evenkeel_model::{PerSecond, Ratio, ServerId};
 
     use super::*;
     use crate::allot::allot;
@@ -153,10 +160,13 @@ mod tests {
             active: false,
             arrivals: PerSecond::ZERO,
             failing: false,
-            reserved: PerSecond::ZERO,
         };
         let servers = [server(600), server(600), server(0)];
-        let mut standing = vec![Standing { health: Health::Ok, probation: false, phase: None }; 3];
+        let mut standing =
+            vec![
+                Standing { health: Health::Ok, probation: false, phase: None, in_force: PerSecond::ZERO };
+                3
+            ];
         let all = allot(&servers, Connections(1_200), Ratio::ONE);
         let mut plan = moves(&servers, &all, &standing, facts);
         spoil(&mut plan, &mut standing);
@@ -176,6 +186,8 @@ mod tests {
     fn each_thing_that_must_never_happen_is_found() {
         let pace = spoiled(|plan, _| relief(plan, 0).moves_per_s = PerSecond::new(11.0));
         assert_eq!(pace, Err(Violation::Pace));
+        let late = spoiled(|_, standing| standing[2].in_force = PerSecond::new(1.0));
+        assert_eq!(late, Err(Violation::Pace), "what is still in force counts");
         let below = spoiled(|plan, _| relief(plan, 0).target = Connections(399));
         assert_eq!(below, Err(Violation::BelowTarget));
         let untrusted = spoiled(|_, standing| standing[1].health = Health::Suspect);

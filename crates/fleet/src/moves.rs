@@ -2,7 +2,7 @@
 //!
 //! In: servers with their [`Allotments`] and [`Standing`], one [`Facts`]. Out: [`Moves`] with a [`Verdict`] for
 //! every server above its target, also when nothing moves. Invariants: each such server is exactly one of relieved,
-//! refused, deferred; Σ rates ≤ [`pace`]; what is ordered and not ended fits into the receivers, so none passes its
+//! refused, deferred; Σ rates ≤ [`pace`], those still in force included; what is ordered and not ended fits into the receivers, so none passes its
 //! target (in a drain: its ceiling) through it; suspect servers and those on probation give nothing.
 //! Elsewhere: which connection goes (the executor: idle first, not the young), where it goes (`pick`), the phases
 //! of a drain (`drain`).
@@ -17,7 +17,7 @@ use crate::controller::Phase;
 use crate::snapshot::Health;
 
 /// What the mover must know of a server besides its counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Standing {
     /// Whether it can be trusted to answer.
     pub health: Health,
@@ -25,6 +25,9 @@ pub struct Standing {
     pub probation: bool,
     /// Of its drain.
     pub phase: Option<Phase>,
+    /// Moves a second that it may be carrying out by earlier orders: until it obeys a slower one, its share of the
+    /// pace is not free.
+    pub in_force: PerSecond,
 }
 
 /// What holds for the whole fleet this round.
@@ -40,8 +43,6 @@ pub struct Facts<'a> {
     pub arrivals: PerSecond,
     /// Whether handshakes fail more than usual.
     pub failing: bool,
-    /// Moves that earlier orders may still carry out.
-    pub reserved: PerSecond,
 }
 
 /// What one server is told: shed down to `target`, at `moves_per_s`.
@@ -183,9 +184,10 @@ pub fn moves(servers: &[Server], all: &Allotments, standing: &[Standing], facts:
         active: fleet.is_active(),
         pace,
     };
-    let mut left = PerSecond::new(pace.get() - facts.reserved.get());
+    let mut left = pace;
     let given = fleet.drain(&mut plan, &mut left);
     fleet.relieve(&mut plan, left, given);
+    fleet.limit_rises(&mut plan);
     plan.verdicts.sort_unstable_by_key(|(i, _)| *i);
     plan
 }
@@ -320,7 +322,7 @@ impl Fleet<'_> {
         // A close at an enforced deadline needs no receiver, so it may use the configured pace.
         let room = self.room();
         if room == 0 && ready.iter().any(enforced) {
-            *left = PerSecond::new(self.facts.config.pace.get() - self.facts.reserved.get());
+            *left = self.facts.config.pace;
         }
         let total: u64 = ready.iter().map(|source| u64::from(source.excess.get())).sum();
         let (budget, mut room_left) = (*left, room);
@@ -376,6 +378,34 @@ impl Fleet<'_> {
         let urgent = self.give(plan, &pressing, receivers.lack, &mut receivers);
         let need = receivers.need.min(receivers.lack - urgent);
         self.give(plan, &rest, need, &mut receivers);
+    }
+
+    /// Orders reach servers one by one: what one server gives up is not handed to another before it obeys.
+    fn limit_rises(&self, plan: &mut Moves) {
+        let in_force = |i: usize| self.standing[i].in_force.get();
+        let planned = |plan: &Moves, i: usize| plan.each[i].map_or(0.0, |relief| relief.moves_per_s.get());
+        let held: f64 = (0..self.servers.len()).map(in_force).sum();
+        let rises: f64 = (0..self.servers.len()).map(|i| (planned(plan, i) - in_force(i)).max(0.0)).sum();
+        let free = (self.facts.config.pace.get() - held).max(0.0);
+        if rises <= free {
+            return;
+        }
+        for at in 0..plan.verdicts.len() {
+            let (i, Verdict::Relieved(gives, rate)) = plan.verdicts[at] else { continue };
+            let rise = rate.get() - in_force(i);
+            if rise <= 0.0 {
+                continue;
+            }
+            let rate = PerSecond::new(in_force(i) + rise * free / rises);
+            plan.each[i] = plan.each[i].filter(|_| !rate.is_zero());
+            plan.verdicts[at].1 = match &mut plan.each[i] {
+                Some(relief) => {
+                    relief.moves_per_s = rate;
+                    Verdict::Relieved(gives, rate)
+                }
+                None => Why::Pace.verdict(),
+            };
+        }
     }
 
     /// Shares `total` over the sources in proportion to their excess. Says how much was given.

@@ -37,7 +37,7 @@ impl Controller {
         let servers = self.as_allotted(now);
         let all = allot(&servers, demand_of(&servers), Ratio::ONE);
         self.advance_drains(&servers, &all, now);
-        let standing: Vec<Standing> = self.members.values().map(standing).collect();
+        let standing: Vec<Standing> = self.members.values().map(|member| standing(member, now)).collect();
         let plan = self.plan(&servers, &all, &standing, now);
         self.carry_out(&plan, now);
         self.explain_moves(&servers, &all, &plan, now);
@@ -47,14 +47,7 @@ impl Controller {
 
     /// Moves a second that were ordered and are not known to have ended.
     fn moving(&self, now: Instant) -> PerSecond {
-        let rates = self.members.values().map(|member| {
-            if member.live().is_zero() {
-                0.0
-            } else {
-                member.want.moves_per_s.get() + member.want.reserved(now).get()
-            }
-        });
-        PerSecond::new(rates.sum())
+        PerSecond::new(self.members.values().map(|member| in_force(member, now).get()).sum())
     }
 
     fn sample_all(&mut self, now: Instant) {
@@ -189,7 +182,6 @@ impl Controller {
             active: self.rebalancing,
             arrivals: self.traffic.arrivals_per_s(),
             failing: failures.unwrap_or(0.0) > (FAILING_SHARE * placements.unwrap_or(0.0)).max(1.0),
-            reserved: self.reserved(now),
         };
         let mut plan = moves::moves(servers, all, standing, facts);
         if now < self.hold.moves {
@@ -202,12 +194,6 @@ impl Controller {
             self.event(None, "plan_refused", text, now);
         }
         plan
-    }
-
-    /// Moves a second that executors may still carry out by orders that were replaced.
-    fn reserved(&self, now: Instant) -> PerSecond {
-        let holding = self.members.values().filter(|member| !member.live().is_zero());
-        PerSecond::new(holding.map(|member| member.want.reserved(now).get()).sum())
     }
 
     fn carry_out(&mut self, plan: &Moves, now: Instant) {
@@ -245,8 +231,21 @@ impl Controller {
 const FAILING_SHARE: f64 = 0.1;
 
 /// What the mover must know of a server.
-fn standing(member: &Member) -> Standing {
-    Standing { health: member.health(), probation: is_on_probation(member), phase: member.phase }
+fn standing(member: &Member, now: Instant) -> Standing {
+    Standing {
+        health: member.health(),
+        probation: is_on_probation(member),
+        phase: member.phase,
+        in_force: in_force(member, now),
+    }
+}
+
+/// Moves a second that a server may be carrying out, by its order or by a faster one that it has not replaced yet.
+fn in_force(member: &Member, now: Instant) -> PerSecond {
+    if member.live().is_zero() {
+        return PerSecond::ZERO;
+    }
+    PerSecond::new(member.want.moves_per_s.get() + member.want.reserved(now).get())
 }
 
 fn is_draining(member: &Member) -> bool {

@@ -47,6 +47,8 @@ struct Host {
     cpu: Option<f64>,
     agent: bool,
     answers: bool,
+    /// Whether orders reach it.
+    hears: bool,
     desired: Option<(Desired, Instant)>,
     owed: f64,
     moved: Cell<u32>,
@@ -62,6 +64,7 @@ impl Host {
             cpu: None,
             agent: true,
             answers: true,
+            hears: true,
             desired: None,
             owed: 0.0,
             moved: Cell::new(0),
@@ -184,7 +187,7 @@ impl World {
     }
 
     fn desire(&mut self, server: &ServerId, desired: &Desired) {
-        let Some(host) = self.hosts.get_mut(server) else { return };
+        let Some(host) = self.hosts.get_mut(server).filter(|host| host.hears) else { return };
         if let Some((held, _)) = &host.desired {
             assert!(desired.fence >= held.fence, "orders of one server never go back");
         }

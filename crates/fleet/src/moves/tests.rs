@@ -22,17 +22,11 @@ fn ceiling(at_most: u32, cause: Cause) -> Ceiling {
     Ceiling { at_most: Connections(at_most), cause }
 }
 
-const STEADY: Standing = Standing { health: Health::Ok, probation: false, phase: None };
+const STEADY: Standing =
+    Standing { health: Health::Ok, probation: false, phase: None, in_force: PerSecond::ZERO };
 
 fn facts(config: &MoveConfig) -> Facts<'_> {
-    Facts {
-        config,
-        pick: PickRule::Auto,
-        active: false,
-        arrivals: PerSecond::ZERO,
-        failing: false,
-        reserved: PerSecond::ZERO,
-    }
+    Facts { config, pick: PickRule::Auto, active: false, arrivals: PerSecond::ZERO, failing: false }
 }
 
 fn plan(servers: &[Server], standing: &[Standing], facts: Facts<'_>) -> Moves {
@@ -195,16 +189,24 @@ fn a_drain_moves_no_more_than_fits() {
 }
 
 #[test]
-fn the_pace_is_what_receivers_admit_and_what_is_not_reserved() {
+fn the_pace_is_what_receivers_admit() {
     let config = MoveConfig::default();
     let mut slow = server(1_000, 0);
     slow.admit = PerSecond::new(3.0);
     let servers = [server(1_000, 1_000), slow];
     assert!((rate(&plan(&servers, &[STEADY; 2], facts(&config))) - 3.0).abs() < 1e-9);
-    let reserved = Facts { reserved: PerSecond::new(2.0), ..facts(&config) };
-    assert!((rate(&plan(&servers, &[STEADY; 2], reserved)) - 1.0).abs() < 1e-9);
-    let none = Facts { reserved: PerSecond::new(20.0), ..facts(&config) };
-    assert_eq!(verdicts(&plan(&servers, &[STEADY; 2], none)), [(0, "pace")]);
+}
+
+#[test]
+fn what_one_server_gives_up_is_another_ones_only_once_it_obeys() {
+    let config = MoveConfig::default();
+    let servers = [server(1_000, 1_000), server(1_000, 0), server(1_000, 500)];
+    let in_force = |rate| Standing { in_force: PerSecond::new(rate), ..STEADY };
+    let with = |first, third| plan(&servers, &[in_force(first), STEADY, in_force(third)], facts(&config));
+    assert!((rate(&with(0.0, 0.0)) - 20.0).abs() < 1e-9);
+    assert!((rate(&with(0.0, 15.0)) - 5.0).abs() < 1e-9, "the third may still move 15 a second");
+    assert!((rate(&with(12.0, 8.0)) - 12.0).abs() < 1e-9, "what it has it keeps");
+    assert_eq!(verdicts(&with(0.0, 20.0)), [(0, "pace")]);
 }
 
 fn any_fleet() -> impl Strategy<Value = Vec<(Server, Standing)>> {
@@ -222,23 +224,24 @@ fn any_fleet() -> impl Strategy<Value = Vec<(Server, Standing)>> {
         1 => Just(Some(Phase::Moving)),
         1 => Just(Some(Phase::Closing)),
     ];
-    let one = (1..2_000u32, 0..1_500u32, 0..30u32, 0.0..300.0f64, cause, health, phase, 0..10u32).prop_map(
-        |(capacity, live, pending, admit, wish, health, phase, probation)| {
-            let mut server = server(capacity, live);
-            server.pending = Connections(pending);
-            server.admit = PerSecond::new(admit);
-            server.ceilings.extend(wish);
-            match health {
-                Health::Ok => {}
-                Health::Suspect => server.ceilings.push(ceiling(0, Cause::Suspect)),
-                Health::Dead => server.ceilings.push(ceiling(0, Cause::Dead)),
-            }
-            if phase.is_some() {
-                server.ceilings.push(ceiling(0, Cause::Drain));
-            }
-            (server, Standing { health, probation: probation == 0, phase })
-        },
-    );
+    let one =
+        (1..2_000u32, 0..1_500u32, 0..30u32, 0.0..300.0f64, cause, health, phase, (0..10u32, 0.0..12.0f64))
+            .prop_map(|(capacity, live, pending, admit, wish, health, phase, (probation, in_force))| {
+                let mut server = server(capacity, live);
+                server.pending = Connections(pending);
+                server.admit = PerSecond::new(admit);
+                server.ceilings.extend(wish);
+                match health {
+                    Health::Ok => {}
+                    Health::Suspect => server.ceilings.push(ceiling(0, Cause::Suspect)),
+                    Health::Dead => server.ceilings.push(ceiling(0, Cause::Dead)),
+                }
+                if phase.is_some() {
+                    server.ceilings.push(ceiling(0, Cause::Drain));
+                }
+                let in_force = PerSecond::new(if in_force > 6.0 { in_force - 6.0 } else { 0.0 });
+                (server, Standing { health, probation: probation == 0, phase, in_force })
+            });
     prop::collection::vec(one, 0..12)
 }
 
@@ -249,7 +252,7 @@ proptest! {
     /// untrusted left alone, and each server above target relieved, refused or deferred, exactly once.
     #[test]
     fn no_plan_breaks_what_lint_checks(
-        fleet in any_fleet(), active: bool, failing: bool, arrivals in 0.0..50.0f64, reserved in 0.0..30.0f64,
+        fleet in any_fleet(), active: bool, failing: bool, arrivals in 0.0..50.0f64,
         enforce: bool,
     ) {
         let (servers, standing): (Vec<_>, Vec<_>) = fleet.into_iter().unzip();
@@ -261,7 +264,6 @@ proptest! {
             active,
             failing,
             arrivals: PerSecond::new(arrivals),
-            reserved: PerSecond::new(reserved),
             ..facts(&config)
         };
         let held: Connections = servers.iter().map(|server| server.live + server.pending).sum();

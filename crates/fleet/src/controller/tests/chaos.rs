@@ -8,6 +8,7 @@ enum Deed {
     Depart(u32),
     Silence(usize),
     Speak(usize),
+    Deafen(usize),
     Restart,
     Drain(usize, bool),
     Undrain(usize),
@@ -24,6 +25,7 @@ fn any_deed() -> impl Strategy<Value = Deed> {
         3 => (1..300u32).prop_map(Deed::Depart),
         1 => (0..8usize).prop_map(Deed::Silence),
         2 => (0..8usize).prop_map(Deed::Speak),
+        2 => (0..8usize).prop_map(Deed::Deafen),
         1 => Just(Deed::Restart),
         2 => (0..8usize, any::<bool>()).prop_map(|(i, force)| Deed::Drain(i, force)),
         2 => (0..8usize).prop_map(Deed::Undrain),
@@ -57,7 +59,9 @@ impl World {
             }
             Deed::Scale(servers) => drop(self.order(Order::Scale { servers: *servers })),
             Deed::Silence(i) => self.with(named(self, *i), |host| host.answers = false),
-            Deed::Speak(i) => self.with(named(self, *i), |host| host.answers = true),
+            Deed::Speak(i) => self.with(named(self, *i), |host| (host.answers, host.hears) = (true, true)),
+            // Its orders get lost, its reports do not.
+            Deed::Deafen(i) => self.with(named(self, *i), |host| host.hears = false),
             Deed::Heat(i, cpu) => self.with(named(self, *i), |host| host.cpu = Some(*cpu)),
             Deed::Drain(i, force) => self.tell(*i, |server| Order::Drain { server, force: *force }),
             Deed::Undrain(i) => self.tell(*i, |server| Order::Undrain { server }),
@@ -126,7 +130,7 @@ proptest! {
         world.run(15);
         let known: Vec<ServerId> = world.controller.servers(world.now).into_iter().map(|known| known.id).collect();
         for server in known {
-            world.with(Some(server.clone()), |host| (host.answers, host.cpu) = (true, None));
+            world.with(Some(server.clone()), |host| (host.answers, host.hears, host.cpu) = (true, true, None));
             let _ = world.order(Order::Undrain { server });
         }
         let _ = world.order(Order::Scale { servers: None });
