@@ -1,12 +1,13 @@
 //! What a server's fault does to clients: nothing that they notice in a handshake.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::kit::{Crowd, EchoOptions, World, pause, until};
+use crate::kit::{Crowd, EchoOptions, Stopwatch, World, pause, until};
 
 const ARRIVALS: Duration = Duration::from_millis(25);
 
@@ -44,19 +45,22 @@ async fn a_frozen_server_takes_nothing_after_a_second_and_a_half_and_no_handshak
     let addr = world.addr("b");
     world.server("b").signal(Signal::STOP);
     let frozen_at = crowd.now();
-    // The kernel goes on to accept for the frozen process, and keeps what came until it is thawed.
-    let (mut at_limit, mut in_the_end) = (None, 0);
-    for _ in 0..50 {
-        crowd.arrive(5, Duration::from_millis(20)).await;
-        in_the_end = connections_to(addr);
-        if at_limit.is_none() && crowd.now() - frozen_at > Duration::from_millis(1_700) {
-            at_limit = Some(in_the_end);
+    // The kernel goes on to accept for the frozen process, so whoever tries it is seen there for a second at least.
+    let (mut by_then, mut later) = (BTreeSet::new(), BTreeSet::new());
+    let watch = Stopwatch::start();
+    let look = async {
+        while watch.elapsed() < Duration::from_secs(6) {
+            let seen = if watch.elapsed() < Duration::from_millis(1_700) { &mut by_then } else { &mut later };
+            seen.extend(connections_to(addr));
+            pause(Duration::from_millis(20)).await;
         }
-    }
-    assert_eq!(at_limit, Some(in_the_end), "connections made to the frozen server, at 1.7 s and in the end");
+    };
+    tokio::join!(crowd.arrive(250, Duration::from_millis(20)), look);
+    let new: Vec<_> = later.difference(&by_then).collect();
+    assert!(new.is_empty(), "connections made to the frozen server after 1.7 s: {new:?}");
     assert!(crowd.refused().is_empty(), "{:?}", crowd.refused());
-    let later = |placed: &&crate::kit::client::Placed| placed.begun > frozen_at;
-    assert!(crowd.placed().iter().filter(later).all(|placed| placed.server != "b"));
+    let since = |placed: &&crate::kit::client::Placed| placed.begun > frozen_at;
+    assert!(crowd.placed().iter().filter(since).all(|placed| placed.server != "b"));
 
     world.server("b").signal(Signal::CONT);
     evenkeel.wait_active(&["b"]).await;
@@ -65,18 +69,17 @@ async fn a_frozen_server_takes_nothing_after_a_second_and_a_half_and_no_handshak
     assert!(crowd.on("b") > before, "a thawed server is placed on again: {:?}", crowd.by_server());
 }
 
-/// Connections at a server's port that were made and are not yet over there.
-fn connections_to(addr: SocketAddr) -> usize {
-    const ESTABLISHED: &str = "01";
-    const CLOSE_WAIT: &str = "08";
+/// The far ends of connections at a server's port.
+fn connections_to(addr: SocketAddr) -> BTreeSet<String> {
+    const LISTEN: &str = "0A";
     let port = format!(":{:04X}", addr.port());
     let table = fs::read_to_string("/proc/net/tcp").expect("the kernel's table of connections");
-    let ours = |line: &&str| {
+    let far_end = |line: &str| {
         let mut words = line.split_whitespace().skip(1);
-        let local = words.next().is_some_and(|local| local.ends_with(&port));
-        local && words.nth(1).is_some_and(|state| matches!(state, ESTABLISHED | CLOSE_WAIT))
+        let (local, far, state) = (words.next()?, words.next()?, words.next()?);
+        (local.ends_with(&port) && state != LISTEN).then(|| far.to_owned())
     };
-    table.lines().filter(ours).count()
+    table.lines().filter_map(far_end).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,5 +7,5 @@ pub(crate) mod time;
 pub(crate) mod world;
 
 pub(crate) use client::{Client, Crowd, Refused};
-pub(crate) use time::{pause, until};
+pub(crate) use time::{Stopwatch, pause, until};
 pub(crate) use world::{EchoOptions, Evenkeel, World};
