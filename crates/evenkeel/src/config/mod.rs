@@ -6,11 +6,12 @@
 //! | step | module |
 //! |---|---|
 //! | what is written, unknown keys refused | [`raw`] |
-//! | what is meant, every value checked | [`check`] |
+//! | what is meant, every value checked | [`check`], the control law's constants in [`law`] |
 //! | what the roles are composed from | [`settings`] |
 //! | and back to a file | [`mod@print`] |
 
 pub(crate) mod check;
+mod law;
 pub(crate) mod print;
 pub(crate) mod problem;
 pub(crate) mod raw;

@@ -9,7 +9,8 @@ use evenkeel_fleet::config::{
 use evenkeel_gateway::config::CheckConfig;
 use toml::Value;
 
-use super::check::{CHECKS, DEADLINES, FORMATS, PICKS};
+use super::check::{CHECKS, FORMATS, PICKS};
+use super::law::DEADLINES;
 use super::raw::{
     Named, RawAdmin, RawBand, RawCapacity, RawCheck, RawFile, RawFleet, RawGateway, RawHealth, RawLog,
     RawMove, RawPlace, RawProvider, RawRoute, RawScale, RawScore, RawServer, RawStore, RawTerm,
