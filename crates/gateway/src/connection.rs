@@ -16,7 +16,7 @@ use evenkeel_protocol::request::{Peer, Scheme};
 use tokio::net::TcpStream;
 use tracing::debug;
 
-use crate::engine::{Adopt, ConnId, Order};
+use crate::engine::{Adopt, ConnId};
 use crate::fleet::{Fleet, Placed};
 use crate::shell::Shell;
 
@@ -62,10 +62,10 @@ pub(crate) async fn serve(shell: Rc<Shell>, client: TcpStream, peer: SocketAddr,
             let owner = placed.owner();
             debug!(conn = %shell.conn_text(id), server = %placed.id(), "tunnel opened");
             let heard = placed.connected();
-            heard.set(true);
+            heard.store(true, std::sync::atomic::Ordering::Relaxed);
             shell.opened();
             let adopt = Adopt { id, owner, client: connection.client, server, first, heard };
-            shell.engine().order(Order::Adopt(Box::new(adopt)));
+            shell.engine.adopt(adopt);
         }
     }
 }

@@ -13,8 +13,7 @@ use evenkeel_protocol::close::CloseCode;
 use evenkeel_protocol::executor::{Closes, Executor};
 use tracing::debug;
 
-use crate::engine::{ConnId, Held, Order, Owner};
-use crate::portable::Engine;
+use crate::engine::{ConnId, Engine, Held, Owner};
 
 /// How often this gateway counts its tunnels for the executors; sets how long young ones stay (60 times it).
 const COUNTED_EACH: Duration = Duration::from_secs(1);
@@ -83,8 +82,7 @@ impl Executors {
                 let chosen = choose(held, &closes, &mut self.rng, now);
                 entry.executor.chosen(closes.count, count_of(chosen.len()), now);
                 for id in chosen {
-                    let owner = owner(entry.key);
-                    engine.order(Order::Close { id, owner, code: CloseCode(code), reason: closes.reason });
+                    engine.close(id, CloseCode(code), closes.reason);
                 }
             }
             let due =

@@ -10,6 +10,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use evenkeel_fleet::admission::{Admission, Arrival, Ticket};
 use evenkeel_fleet::config::PlaceConfig;
@@ -23,10 +24,9 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::config::FleetSettings;
 use crate::connect::Target;
-use crate::engine::Owner;
+use crate::engine::{Engine, Owner};
 use crate::execute::Executors;
 use crate::metrics::Metrics;
-use crate::portable::Engine;
 
 /// See the module's documentation.
 pub(crate) struct Fleet {
@@ -48,7 +48,7 @@ struct Inner {
     waiters: BTreeMap<Ticket, oneshot::Sender<Result<Placement, Refusal>>>,
     executors: Executors,
     targets: BTreeMap<Arc<str>, Option<Rc<Target>>>,
-    heard: BTreeMap<ServerKey, Rc<Cell<bool>>>,
+    heard: BTreeMap<ServerKey, Arc<AtomicBool>>,
     snapshot: Option<Arc<Snapshot>>,
 }
 
@@ -172,7 +172,7 @@ impl Fleet {
     pub(crate) fn turn(&self, engine: &Engine, now: Instant) {
         let inner = &mut *self.inner.borrow_mut();
         for (key, heard) in &inner.heard {
-            if heard.take() {
+            if heard.swap(false, Ordering::Relaxed) {
                 inner.machine.heard(*key, now);
             }
         }
@@ -256,12 +256,12 @@ impl Placed {
     }
 
     /// The server answered 101; says where to note that it speaks.
-    pub(crate) fn connected(mut self) -> Rc<Cell<bool>> {
+    pub(crate) fn connected(mut self) -> Arc<AtomicBool> {
         self.settled = true;
         let inner = &mut *self.fleet.inner.borrow_mut();
         inner.machine.connected(self.placement.id, self.fleet.clock.now());
         self.fleet.metrics.placement("connected");
-        Rc::clone(inner.heard.entry(self.placement.key).or_default())
+        Arc::clone(inner.heard.entry(self.placement.key).or_default())
     }
 
     pub(crate) fn failed(mut self, failure: Failure) {

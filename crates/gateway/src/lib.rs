@@ -1,6 +1,7 @@
 //! The front door: accepts clients, checks their handshakes, places them on servers and carries their bytes.
 //!
-//! One thread, one runtime, plain shared state; decisions are made by machines of `evenkeel_fleet` and
+//! One thread with a runtime for handshakes and everything that waits, with plain shared state; one thread for the
+//! bytes of the tunnels. Decisions are made by machines of `evenkeel_fleet` and
 //! `evenkeel_protocol` that are driven from here.
 //!
 //! | step | module |
@@ -158,15 +159,33 @@ fn run(
             };
             shell.tasks.spawn_local("accept", accept::accept(Rc::clone(&shell), listener));
         }
+        let tunnels = match portable::start(shell.engine.post(), shell.clock, shell.config.limits.tunnel) {
+            Ok(tunnels) => tunnels,
+            Err(error) => return drop(ready.send(Err(error))),
+        };
         let _ = ready.send(Ok(()));
-        let mut carrying = shell.tasks.spawn_local("engine", shell.engine().clone().run());
-        tokio::select! { biased;
-            () = pulse::run(Rc::clone(&shell), links, wake) => carrying.abort(),
-            // It never ends by itself: better no gateway than one whose tunnels are stuck.
-            _ = &mut carrying => error!("engine ended, so the gateway does"),
-        }
-        let _ = shell.tasks.join_all(LAST_WAIT).await;
+        pulse_until_the_end(shell, links, wake, tunnels).await;
     });
+}
+
+/// Drives the gateway; ends with it, or when its engine does.
+async fn pulse_until_the_end(
+    shell: Rc<Shell>,
+    links: Links,
+    wake: Rc<Notify>,
+    tunnels: std::thread::JoinHandle<()>,
+) {
+    let mut ends = shell.tasks.spawn_local("ends", Rc::clone(&shell).take_ends());
+    tokio::select! { biased;
+        () = pulse::run(Rc::clone(&shell), links, wake) => {}
+        // It never ends by itself: better no gateway than one whose tunnels are stuck.
+        _ = &mut ends => error!("engine ended, so the gateway does"),
+    }
+    shell.engine.stop();
+    let _ = shell.tasks.join_all(LAST_WAIT).await;
+    if tunnels.join().is_err() {
+        error!("engine panicked");
+    }
 }
 
 /// Handshakes under way and aborted tunnels get so long at the very end.

@@ -17,15 +17,12 @@ use tracing::info;
 
 use crate::check::Checks;
 use crate::config::Links;
-use crate::engine::Order;
 use crate::shell::Shell;
 
 /// Time between views without a reason to hurry.
 const VIEW_EACH: Duration = Duration::from_millis(250);
 /// Time between views however many failures are seen.
 const VIEW_GAP: Duration = Duration::from_millis(10);
-/// Resolution of the coarse clock: idle times and who was heard are right to within this.
-const TICK: Duration = Duration::from_millis(100);
 /// Time between two bundles of closes when the gateway leaves.
 const STOP_STEP: Duration = Duration::from_millis(20);
 
@@ -33,7 +30,6 @@ struct Pulse {
     shell: Rc<Shell>,
     says: mpsc::Sender<GatewaySays>,
     checks: Checks,
-    next_tick: Instant,
     next_view: Instant,
     last_view: Instant,
 }
@@ -43,8 +39,7 @@ pub(crate) async fn run(shell: Rc<Shell>, links: Links, wake: Rc<Notify>) {
     let Links { mut table, says, installed } = links;
     let now = shell.clock.now();
     let checks = Checks::new(Rc::clone(&shell), says.clone());
-    let mut pulse =
-        Pulse { shell: Rc::clone(&shell), says, checks, next_tick: now, next_view: now, last_view: now };
+    let mut pulse = Pulse { shell: Rc::clone(&shell), says, checks, next_view: now, last_view: now };
     let mut controller_alive = true;
     table.mark_changed();
     loop {
@@ -71,7 +66,7 @@ impl Pulse {
         let fleets = self.shell.fleets.iter().filter_map(|fleet| fleet.poll_timeout());
         let urgent =
             self.shell.fleets.iter().any(|fleet| fleet.is_urgent()).then(|| self.last_view + VIEW_GAP);
-        fleets.chain(urgent).chain([self.next_tick, self.next_view]).min().unwrap_or(self.next_tick)
+        fleets.chain(urgent).chain([self.next_view]).min().unwrap_or(self.next_view)
     }
 
     fn install(&mut self, table: &Table) {
@@ -86,19 +81,15 @@ impl Pulse {
 
     fn turn(&mut self, now: Instant) {
         let shell = Rc::clone(&self.shell);
-        if now >= self.next_tick {
-            self.next_tick = now + TICK;
-            shell.engine().tick(now);
-        }
         for fleet in &shell.fleets {
-            fleet.turn(shell.engine(), now);
+            fleet.turn(&shell.engine, now);
         }
         let regular = now >= self.next_view;
         if regular {
             self.next_view = now + VIEW_EACH;
-            let (to_client, to_server) = shell.engine().take_bytes();
+            let (to_client, to_server) = shell.engine.take_bytes();
             shell.metrics.carried(to_client, to_server);
-            shell.metrics.set(shell.engine().len(), shell.fleets.iter().map(|fleet| fleet.waiting()).sum());
+            shell.metrics.set(shell.engine.len(), shell.fleets.iter().map(|fleet| fleet.waiting()).sum());
         }
         let hurried = now >= self.last_view + VIEW_GAP;
         for fleet in shell.fleets.iter().filter(|fleet| regular || (hurried && fleet.is_urgent())) {
@@ -114,24 +105,23 @@ impl Pulse {
 /// Tells every client, spread over the time there is, then ends what did not end by itself.
 async fn leave(shell: &Shell) {
     let limits = shell.config.limits;
-    let open = shell.engine().open();
+    let open = shell.engine.open();
     info!(connections = open.len(), "gateway leaving");
     let steps = (limits.stop_within.as_millis() / STOP_STEP.as_millis()).max(1);
     let bundle = open.len().div_ceil(usize::try_from(steps).unwrap_or(usize::MAX)).max(1);
     for some in open.chunks(bundle) {
         for (owner, id) in some {
             let code = shell.fleets.get(owner.fleet as usize).map_or(1012, |fleet| fleet.settings.close_code);
-            let reason = CloseReason::Stopped;
-            shell.engine().order(Order::Close { id: *id, owner: *owner, code: CloseCode(code), reason });
+            shell.engine.close(*id, CloseCode(code), CloseReason::Stopped);
         }
         shell.clock.sleep(STOP_STEP).await;
     }
     let until = shell.clock.now() + limits.tunnel.close_wait + Duration::from_millis(500);
-    while shell.engine().len() > 0 {
+    while shell.engine.len() > 0 {
         tokio::select! { biased;
             () = shell.freed.notified() => {}
             () = shell.clock.sleep_until(Some(until)) => break,
         }
     }
-    shell.engine().order(Order::AbortAll);
+    shell.engine.stop();
 }

@@ -1,6 +1,6 @@
-//! What the tasks of one gateway share: plain state of one thread, no locks.
+//! What the tasks of one gateway share: plain state of the gateway's thread, no locks.
 
-use std::cell::{Cell, OnceCell, RefCell};
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -11,10 +11,9 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 use crate::config::GatewayConfig;
-use crate::engine::{ConnId, Event};
+use crate::engine::{Closed, ConnId, Engine};
 use crate::fleet::Fleet;
 use crate::metrics::Metrics;
-use crate::portable::Engine;
 
 /// Seconds after which a refused client is asked to come back: a random one of these, so that those refused
 /// together do not come back together.
@@ -34,7 +33,7 @@ pub(crate) struct Shell {
     pub(crate) fleets: Vec<Rc<Fleet>>,
     /// A connection ended, so a descriptor is free.
     pub(crate) freed: Notify,
-    engine: OnceCell<Engine>,
+    pub(crate) engine: Engine,
     next_id: Cell<u64>,
     connections: Cell<usize>,
     handshakes: RefCell<BTreeMap<u64, u32>>,
@@ -54,7 +53,8 @@ impl Shell {
     ) -> std::io::Result<Rc<Self>> {
         let (clock, shutdown, metrics, tasks) = base;
         let life = clock.now().as_millis();
-        let shell = Rc::new(Self {
+        let engine = Engine::new(clock)?;
+        Ok(Rc::new(Self {
             config,
             clock,
             shutdown,
@@ -62,38 +62,28 @@ impl Shell {
             tasks,
             fleets,
             freed: Notify::new(),
-            engine: OnceCell::new(),
+            engine,
             next_id: Cell::new(1),
             connections: Cell::new(0),
             handshakes: RefCell::default(),
             rng: RefCell::new(rng),
             scratch: RefCell::new(vec![0; SCRATCH].into_boxed_slice()),
             life,
-        });
-        let weak = Rc::downgrade(&shell);
-        let events = Rc::new(move |event| {
-            if let Some(shell) = weak.upgrade() {
-                shell.take_event(event);
+        }))
+    }
+
+    /// Takes the ends of tunnels to their fleets for as long as the engine works.
+    pub(crate) async fn take_ends(self: Rc<Self>) {
+        while let Some(ended) = self.engine.closed().await {
+            for Closed { id, owner, why, code, lasted } in ended {
+                if let Some(fleet) = self.fleets.get(owner.fleet as usize) {
+                    fleet.closed(owner.server, lasted);
+                }
+                self.metrics.closed(why.reason(), code);
+                tracing::debug!(conn = %self.conn_text(id), reason = why.reason(), code, "tunnel closed");
+                self.ended();
             }
-        });
-        let _ = shell.engine.set(Engine::new(clock, shell.config.limits.tunnel, events)?);
-        Ok(shell)
-    }
-
-    /// The engine that carries this gateway's tunnels.
-    pub(crate) fn engine(&self) -> &Engine {
-        // Set by `new` before anybody has the shell.
-        self.engine.get().expect("the engine is set when the shell is made")
-    }
-
-    fn take_event(&self, event: Event) {
-        let Event::Closed { id, owner, why, code, lasted } = event;
-        if let Some(fleet) = self.fleets.get(owner.fleet as usize) {
-            fleet.closed(owner.server, lasted);
         }
-        self.metrics.closed(why.reason(), code);
-        tracing::debug!(conn = %self.conn_text(id), reason = why.reason(), code, "tunnel closed");
-        self.ended();
     }
 
     /// Reads what there is and hands it to `take`; `None`: the peer has sent its last byte or is gone. Nothing there

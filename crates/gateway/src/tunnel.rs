@@ -12,19 +12,18 @@
 //!
 //! [`READ_MAX`]: crate::engine::READ_MAX
 
-use std::cell::Cell;
-use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use evenkeel_model::Instant;
 use evenkeel_protocol::close::{CloseCode, CloseReason};
 use evenkeel_protocol::frame::{FrameTracker, Sender, close_frame};
-use evenkeel_protocol::handshake;
 use evenkeel_runtime::Clock;
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 
-use crate::engine::{ConnId, End, Owner, READS_PER_TURN, TunnelLimits};
+use crate::engine::{Carry, ConnId, End, Note, READS_PER_TURN, TunnelLimits};
 
 /// What RFC 6455 §7.1.5 calls a connection that ended without a Close.
 const ABNORMAL: u16 = 1006;
@@ -34,7 +33,7 @@ pub(crate) struct Turn<'a> {
     pub(crate) clock: Clock,
     pub(crate) limits: &'a TunnelLimits,
     pub(crate) buffer: &'a mut [u8],
-    /// The present to within a tick, so that no message reads the clock.
+    /// The present as of this batch.
     pub(crate) tick: Instant,
     pub(crate) to_client: &'a mut u64,
     pub(crate) to_server: &'a mut u64,
@@ -53,18 +52,15 @@ pub(crate) enum After {
 /// See the module's documentation.
 pub(crate) struct Tunnel {
     pub(crate) id: ConnId,
-    pub(crate) owner: Owner,
-    pub(crate) opened: Instant,
-    /// Last bytes in either direction, to the thread's coarse clock.
-    pub(crate) active: Instant,
-    pub(crate) bytes: u64,
-    /// A close was ordered; a second order changes nothing.
-    pub(crate) ordered: bool,
+    /// Last bytes in either direction.
+    active: Instant,
+    bytes: u64,
+    note: Arc<Note>,
     /// The timer that is set for it.
     pub(crate) timer: Option<Instant>,
     pub(crate) client: Side,
     pub(crate) server: Side,
-    heard: Rc<Cell<bool>>,
+    heard: Arc<AtomicBool>,
     up: Lane,
     down: Lane,
     closing: Closing,
@@ -176,13 +172,8 @@ impl Side {
 }
 
 impl Tunnel {
-    pub(crate) fn new(
-        (id, owner): (ConnId, Owner),
-        (client, server): (std::net::TcpStream, std::net::TcpStream),
-        first: handshake::Tunnel,
-        heard: Rc<Cell<bool>>,
-        now: Instant,
-    ) -> Self {
+    pub(crate) fn new(carry: Carry, now: Instant) -> Self {
+        let Carry { id, client, server, first, heard, note } = carry;
         let (mut up, mut down) = (Lane::default(), Lane::default());
         down.tracker.feed(&first.to_client);
         up.tracker.feed(&first.to_server);
@@ -192,11 +183,9 @@ impl Tunnel {
         up.backlog = Backlog::of(first.to_server, now);
         Self {
             id,
-            owner,
-            opened: now,
             active: now,
             bytes: 0,
-            ordered: false,
+            note,
             timer: None,
             client: Side::new(client),
             server: Side::new(server),
@@ -209,7 +198,6 @@ impl Tunnel {
 
     /// Wants a Close of ours at the next boundary.
     pub(crate) fn close(&mut self, code: CloseCode, reason: CloseReason, due: Instant) {
-        self.ordered = true;
         if matches!(self.closing, Closing::No) {
             self.closing = Closing::Wanted { code, reason, due };
         }
@@ -272,7 +260,7 @@ impl Tunnel {
                 self.inject(turn)?;
             }
             let Read::Bytes(length) = self.down.read(&mut self.server, turn)? else { return Ok(false) };
-            self.heard.set(true);
+            self.heard.store(true, Ordering::Relaxed);
             *turn.to_client += length as u64;
             self.note(length, turn.tick);
             if self.down.discard {
@@ -311,6 +299,7 @@ impl Tunnel {
     fn note(&mut self, bytes: usize, tick: Instant) {
         self.bytes += bytes as u64;
         self.active = tick;
+        self.note.set(tick, self.bytes);
     }
 
     /// Puts our Close behind what the client still gets. From here on the server's bytes are dropped.
@@ -366,7 +355,7 @@ impl Tunnel {
     /// When something must happen though no byte moves.
     pub(crate) fn due(&self, limits: &TunnelLimits) -> Option<Instant> {
         let closing = match self.closing {
-            Closing::No => None,
+            Closing::No => limits.idle.map(|idle| self.active + idle),
             Closing::Wanted { due, .. } | Closing::Sent { due, .. } => Some(due),
         };
         let stalled =
@@ -384,8 +373,13 @@ impl Tunnel {
     }
 
     /// Does what is due by now; says how the tunnel ended, if it did.
-    pub(crate) fn handle_timeout(&mut self, now: Instant, turn: &mut Turn<'_>) -> Option<End> {
+    pub(crate) fn handle_timeout(&mut self, turn: &mut Turn<'_>) -> Option<End> {
+        let now = turn.tick;
         match self.closing {
+            Closing::No if turn.limits.idle.is_some_and(|idle| now >= self.active + idle) => {
+                let due = now + turn.limits.close_wait;
+                self.close(CloseReason::TimedOut.code(), CloseReason::TimedOut, due);
+            }
             Closing::Sent { reason, due } if now >= due => return Some(ended_by(reason)),
             Closing::Wanted { reason, due, .. } if now >= due => {
                 // A message that does not end: a control frame may still stand between two of its frames.
