@@ -1,6 +1,7 @@
-//! Lets handshakes wait for credit: bounded, for a bounded time, fair by client prefix.
+//! Lets handshakes wait for credit, or for a server that is about to open: bounded, for a bounded time, fair by
+//! client prefix.
 //!
-//! In: tickets of handshakes that found no credit, time. Out: each ticket's outcome, a [`Placement`] or the
+//! In: tickets of handshakes that found no credit or nothing open yet, time. Out: each ticket's outcome, a [`Placement`] or the
 //! [`Refusal`] to answer. Invariants: at most [`PlaceConfig::admission_queue`] wait, each at most
 //! [`PlaceConfig::admission_wait`]; every ticket ends as exactly one of placed, refused, cancelled; of two prefixes
 //! that wait neither gets two turns before the other got one; within a prefix first come, first served.
@@ -36,7 +37,7 @@ pub enum Arrival {
     Placed(Placement),
     /// It waits; [`Admission::poll`] says how that ends.
     Waits,
-    /// It is to be refused: nothing is open, or the queue is full (then [`Refusal::OutOfCredit`]).
+    /// It is to be refused: nothing is open or about to open, or the queue is full.
     Refused(Refusal),
 }
 
@@ -87,6 +88,7 @@ impl Admission {
             match gateway.place(ask, now) {
                 Ok(placement) => return Arrival::Placed(placement),
                 Err(Refusal::OutOfCredit { until }) => Refusal::OutOfCredit { until },
+                Err(Refusal::NothingOpen) if gateway.opens_soon() => Refusal::NothingOpen,
                 Err(refusal) => return Arrival::Refused(refusal),
             }
         } else {
@@ -174,6 +176,7 @@ impl Admission {
                     self.credit_at = until.min(now + REFRESH);
                     return;
                 }
+                Err(Refusal::NothingOpen) if gateway.opens_soon() => break,
                 outcome => {
                     self.remove(number);
                     ended.push((ticket, outcome));

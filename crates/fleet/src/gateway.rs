@@ -260,6 +260,16 @@ impl Gateway {
         }
     }
 
+    /// Whether a server that is not known to be dead has yet to say its first word. With nothing open a handshake
+    /// does better to wait for it than to be refused: right after a start the first check passes within a moment.
+    #[must_use]
+    pub fn opens_soon(&self) -> bool {
+        self.listed.iter().any(|index| {
+            let slot = &self.slots[*index as usize];
+            slot.view.state == State::Starting && slot.view.health != Health::Dead && slot.dead_here.is_none()
+        })
+    }
+
     /// The server answered 101: the placement becomes a connection.
     pub fn connected(&mut self, placement: PlacementId, now: Instant) {
         let Some(settled) = self.ledger.settle(placement.0) else { return };

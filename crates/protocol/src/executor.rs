@@ -11,8 +11,8 @@ use evenkeel_model::{Connections, Desired, Duration, Fence, Instant, PerSecond, 
 
 use crate::close::CloseReason;
 
-/// Report intervals for which a young connection is left alone by a server that stays: 60, a minute at the default
-/// interval. A connection that was just placed was placed well; moving it again only costs its client.
+/// Report intervals for which rebalancing leaves a young connection alone: 60, a minute at the default interval.
+/// A connection that was just placed was placed well; moving it again only costs its client.
 const MIN_AGE_REPORTS: u32 = 60;
 
 /// Longest time whose closes may be made up for at once: a quarter of a second, so that what receivers see stays
@@ -262,14 +262,16 @@ impl Order {
     fn closes(&self, count: Connections, report: Duration, now: Instant) -> Closes {
         let leaves = Admit::of(self.desired.state) == Admit::Draining;
         let overdue = leaves && self.deadline.is_some_and(|deadline| now >= deadline);
+        // A server that stays has a deadline only where an operator ordered it to shed; rebalancing has none.
+        let ordered = self.desired.deadline.is_some();
         Closes {
             count,
             select: self.desired.select,
-            min_age: if leaves { Duration::ZERO } else { report * MIN_AGE_REPORTS },
+            min_age: if leaves || ordered { Duration::ZERO } else { report * MIN_AGE_REPORTS },
             under_way: if overdue { UnderWay::End } else { UnderWay::Finish },
             reason: match self.desired.state {
-                State::Starting | State::Active => CloseReason::Rebalance,
-                State::Cordoned => CloseReason::Shed,
+                State::Starting | State::Active if !ordered => CloseReason::Rebalance,
+                State::Starting | State::Active | State::Cordoned => CloseReason::Shed,
                 State::Draining | State::Drained => CloseReason::Draining,
                 State::Stopped => CloseReason::Stopped,
             },
@@ -413,6 +415,15 @@ mod tests {
         assert_eq!(due(State::Active).reason, CloseReason::Rebalance);
         assert_eq!(due(State::Draining).min_age, Duration::ZERO);
         assert_eq!(due(State::Draining).reason, CloseReason::Draining);
+    }
+
+    #[test]
+    fn young_connections_leave_too_where_an_operator_ordered_to_shed() {
+        let mut desired = order(1, State::Active, 20, 10.0);
+        desired.deadline = Some(Duration::from_secs(600));
+        let due = executor(desired).due(Connections(50), at(1_000)).unwrap();
+        assert_eq!(due.min_age, Duration::ZERO);
+        assert_eq!((due.reason, due.under_way), (CloseReason::Shed, UnderWay::Finish));
     }
 
     #[test]

@@ -84,7 +84,11 @@ fn nobody_overtakes_those_that_wait() {
     for ticket in 0..=2 {
         admission.arrive(&mut gateway, Ticket(ticket), &from(1), at(0));
     }
-    assert_eq!(admission.arrive(&mut gateway, Ticket(9), &from(2), at(150)), Arrival::Waits, "there is credit");
+    assert_eq!(
+        admission.arrive(&mut gateway, Ticket(9), &from(2), at(150)),
+        Arrival::Waits,
+        "there is credit"
+    );
 }
 
 #[test]
@@ -171,4 +175,41 @@ fn who_already_tried_the_server_with_credit_does_not_hold_up_the_others() {
     assert_eq!(ends[0], (100, Ticket(2), true));
     assert_eq!((ends[1].1, ends[1].2), (Ticket(1), true));
     assert!((1_000..=1_100).contains(&ends[1].0), "{ends:?}");
+}
+
+#[test]
+fn with_nothing_open_a_handshake_waits_for_a_server_that_starts_and_for_no_other() {
+    let place = PlaceConfig::default();
+    let dead = ServerView { health: Health::Dead, ..server("a", 10.0, State::Starting) };
+    for (view, waits) in [
+        (server("a", 10.0, State::Starting), true),
+        (server("a", 10.0, State::Draining), false),
+        (server("a", 10.0, State::Cordoned), false),
+        (dead, false),
+    ] {
+        let (mut gateway, mut admission) = front(&place);
+        gateway.install(&snapshot(vec![view.clone()], &place), at(0));
+        let arrival = admission.arrive(&mut gateway, Ticket(1), &from(1), at(0));
+        assert_eq!(arrival == Arrival::Waits, waits, "{view:?}: {arrival:?}");
+    }
+}
+
+#[test]
+fn who_waits_for_a_server_that_starts_is_placed_once_it_opens_and_refused_once_it_cannot() {
+    let place = PlaceConfig::default();
+    for (state, health, placed) in [(State::Active, Health::Ok, true), (State::Starting, Health::Dead, false)]
+    {
+        let (mut gateway, mut admission) = front(&place);
+        gateway.install(&snapshot(vec![server("a", 10.0, State::Starting)], &place), at(0));
+        assert_eq!(admission.arrive(&mut gateway, Ticket(1), &from(1), at(0)), Arrival::Waits);
+        assert_eq!(admission.poll(&mut gateway, at(150)), [], "not yet");
+        let view = ServerView { health, ..server("a", 10.0, state) };
+        gateway.install(&snapshot(vec![view], &place), at(200));
+        let ends = run(&mut gateway, &mut admission);
+        assert_eq!(ends, [(250, Ticket(1), placed)]);
+    }
+    let (mut gateway, mut admission) = front(&place);
+    gateway.install(&snapshot(vec![server("a", 10.0, State::Starting)], &place), at(0));
+    assert_eq!(admission.arrive(&mut gateway, Ticket(1), &from(1), at(0)), Arrival::Waits);
+    assert_eq!(run(&mut gateway, &mut admission), [(3_000, Ticket(1), false)], "for so long at most");
 }

@@ -17,7 +17,7 @@ use evenkeel_model::{
 use crate::allot::{Cause, Ceiling, Server};
 use crate::capacity::{Claim, Learner, Sample};
 use crate::config::FleetConfig;
-use crate::controller::{Intent, Phase};
+use crate::controller::{Intent, Output, Phase};
 use crate::drain::Shown;
 use crate::membership::Pulse;
 use crate::score;
@@ -336,20 +336,35 @@ impl Member {
     pub(super) fn at_rest(&self, config: &FleetConfig) -> Want {
         // By the intent alone: a server that was not heard yet in this life is wanted as it was before.
         let (state, target) = match self.intent {
-            Some(Intent::Shed { .. }) | None => (State::Active, Connections::MAX),
+            None => (State::Active, Connections::MAX),
+            Some(Intent::Shed { to, .. }) => (State::Active, to),
             Some(Intent::Cordon) => (State::Cordoned, Connections::MAX),
             Some(Intent::Drain { .. }) => (State::Draining, Connections::ZERO),
             Some(Intent::Stop { .. }) => (State::Stopped, Connections::ZERO),
+        };
+        // A drain's deadline is its own matter (`drain::course`).
+        let deadline = match self.intent {
+            Some(Intent::Shed { until, .. }) => Some(until),
+            _ => None,
         };
         Want {
             fence: self.want.fence,
             state,
             target,
             moves_per_s: PerSecond::ZERO,
-            deadline: None,
+            deadline,
             select: config.moves.select,
             loose: None,
         }
+    }
+
+    /// What its agent is told now, if it has one.
+    pub(super) fn told(&mut self, now: Instant) -> Option<Output> {
+        if self.executor != Executor::Agent || self.inc == Incarnation::default() {
+            return None;
+        }
+        self.desired_at = now;
+        Some(Output::Desire(self.id.clone(), self.want.desired(now)))
     }
 
     /// An executor that applied a higher order than we know of must not refuse ours.
