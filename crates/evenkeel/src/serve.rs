@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use evenkeel_runtime::{Clock, Phase, Shutdown, Tasks, log};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::warn;
 
 use crate::cli::{Role, ServeArgs, UsageError, exit};
 use crate::compose::Product;
@@ -29,7 +31,9 @@ pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<u8> {
 
 async fn serve(args: &ServeArgs, settings: &Settings) -> anyhow::Result<u8> {
     let (trigger, shutdown) = Shutdown::new();
-    trigger.on_signals(&Tasks::new())?;
+    let tasks = Tasks::new();
+    trigger.on_signals(&tasks)?;
+    stay_on_hangup(&tasks, &shutdown)?;
     let product = Product::start(settings, &args.roles, Clock::start()).await?;
     say!("{}", greeting(settings, product.admin(), product.gateways(), &args.source.config, &args.source.to));
     let lost = tokio::select! {
@@ -49,6 +53,22 @@ async fn serve(args: &ServeArgs, settings: &Settings) -> anyhow::Result<u8> {
     };
     say!("evenkeel has left in order{stay}");
     Ok(exit::OK)
+}
+
+/// SIGHUP asks for a reload, which there is not yet. It must not end the process as it would by default.
+fn stay_on_hangup(tasks: &Tasks, shutdown: &Shutdown) -> std::io::Result<()> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    let shutdown = shutdown.clone();
+    tasks.spawn("hangup", async move {
+        loop {
+            tokio::select! {
+                asked = hangup.recv() => if asked.is_none() { return },
+                () = shutdown.reached(Phase::Drain) => return,
+            }
+            warn!("configuration is read at the start only; restart to take a changed one");
+        }
+    });
+    Ok(())
 }
 
 /// What listens where, and what to type next.
