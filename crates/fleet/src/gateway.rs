@@ -232,6 +232,9 @@ impl Gateway {
             let index = self.slot_for(view);
             let slot = &mut self.slots[index as usize];
             let pending = self.seats[index as usize].pending;
+            if view.inc > slot.view.inc {
+                self.probation.reset(index);
+            }
             slot.read(view, pending, snapshot.at);
             self.listed.push(index);
         }
@@ -296,6 +299,10 @@ impl Gateway {
         let dead_after = self.snapshot.as_ref().map_or(u32::MAX, |snapshot| snapshot.health.dead_after);
         let slot = &mut self.slots[settled.slot as usize];
         slot.note_failure(failure, dead_after, now);
+        if failure == Failure::Refused {
+            // The process died: that its last connections were short says nothing about the next one.
+            self.probation.reset(settled.slot);
+        }
         // A closed door is closed at once, not at the next refresh.
         if slot.dead_here.is_some() || now < slot.elsewhere_until {
             seat.permits = false;

@@ -7,13 +7,17 @@ use evenkeel_fleet::gateway::{Ask, Failure, Placement, Refusal, ServerKey};
 use evenkeel_protocol::executor::Admit;
 
 use crate::chance;
-use crate::host::{Age, Status};
+use crate::host::{Age, Host, Status};
 use crate::world::{Event, World};
 
 /// Servers tried for one handshake: the first and two more.
 const TRIES: usize = 3;
 /// A frozen server is given up after so long.
 const HEAD_WITHIN: Duration = Duration::from_secs(1);
+/// A silent server gets nothing after 1.5 s, and what publishing that takes.
+const SUSPECT_WITHIN: Duration = Duration::from_millis(1_550);
+/// A controller that began later has not heard everybody yet.
+const SETTLED_AFTER: Duration = Duration::from_secs(5);
 /// A refused client comes back after one to three seconds, as `Retry-After` tells it.
 const COMES_BACK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(2));
 /// A sinkhole closes after this.
@@ -92,8 +96,23 @@ impl World {
         self.tally.placed += 1;
         let known = self.fronts[front].snapshot.as_deref();
         self.oracle.placed(&placement.server, known, self.now);
+        self.check_not_frozen(&placement);
         let at = self.now + self.network.half_handshake();
         self.schedule(at, Event::Reaches { client, front, placement });
+    }
+
+    /// While the controller lives nothing goes to a server that fell silent a while ago.
+    fn check_not_frozen(&mut self, placement: &Placement) {
+        let Some(host) = self.by_id.get(&placement.server).map(|host| &self.hosts[*host]) else { return };
+        let heard_at_last = host.frozen_at + self.network.report_delay_max();
+        let silent = self.now.since(heard_at_last);
+        if host.status == Status::Frozen
+            && silent > SUSPECT_WITHIN
+            && self.node.lived(self.now) > SETTLED_AFTER
+        {
+            let text = format!("placed on {}, frozen and silent for {silent:?}", placement.server);
+            self.oracle.note("frozen", text, self.now);
+        }
     }
 
     /// A handshake arrives at its server.
@@ -178,16 +197,11 @@ impl World {
 
     /// Some clients leave by themselves: each as likely in any moment.
     pub(crate) fn churn(&mut self, passed: Duration) {
-        let live: Vec<u32> =
-            self.hosts.iter().map(|host| if host.status == Status::Up { host.total() } else { 0 }).collect();
-        let held: u32 = live.iter().sum();
+        let held: u32 = self.hosts.iter().map(Host::total).sum();
         let leave = 1.0 - (-passed.as_secs_f64() / self.scenario.clients.life.as_secs_f64()).exp();
         let leaving = chance::poisson(f64::from(held) * leave, &mut self.life).min(held);
         for _ in 0..leaving {
-            let totals = self.hosts.iter().map(|host| match host.status {
-                Status::Up => host.total(),
-                Status::Frozen | Status::Down => 0,
-            });
+            let totals = self.hosts.iter().map(Host::total);
             let Some(host) = chance::weighted(totals, &mut self.life) else { return };
             let Some(front) = chance::weighted(self.hosts[host].held.iter().copied(), &mut self.life) else {
                 return;

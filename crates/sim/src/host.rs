@@ -39,6 +39,7 @@ pub(crate) struct Host {
     pub(crate) sinkhole: bool,
     /// Messages that arrived while it was frozen.
     pub(crate) inbox: Vec<String>,
+    pub(crate) frozen_at: Instant,
     pub(crate) wake_at: Option<Instant>,
     pub(crate) up_until: Instant,
     pub(crate) down_until: Instant,
@@ -103,6 +104,7 @@ impl Host {
             held: vec![0; gateways as usize],
             sinkhole: false,
             inbox: Vec::new(),
+            frozen_at: now,
             wake_at: None,
             up_until: now,
             down_until: now,

@@ -34,6 +34,11 @@ impl Network {
         self.conditions.delay.mul_f64(1.2)
     }
 
+    /// The longest way of a report.
+    pub(crate) fn report_delay_max(&self) -> Duration {
+        self.conditions.delay + self.conditions.jitter
+    }
+
     /// Half of a handshake, ± 50 %.
     pub(crate) fn half_handshake(&mut self) -> Duration {
         self.rng.jitter(self.conditions.handshake / 2, 0.5)

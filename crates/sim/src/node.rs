@@ -21,6 +21,7 @@ pub(crate) struct Node {
     pub(crate) controller: Option<Controller>,
     /// Counts its processes.
     pub(crate) life: u64,
+    began: Instant,
     pub(crate) epoch: Epoch,
     /// What is on disk.
     pub(crate) record: FleetRecord,
@@ -37,6 +38,7 @@ impl Node {
         Self {
             controller: None,
             life: 0,
+            began: Instant::ZERO,
             epoch: Epoch(0),
             record: FleetRecord::default(),
             links: BTreeMap::new(),
@@ -47,12 +49,20 @@ impl Node {
     }
 }
 
+impl Node {
+    /// How long its present process has lived; zero between two.
+    pub(crate) fn lived(&self, now: Instant) -> Duration {
+        if self.controller.is_some() { now.since(self.began) } else { Duration::ZERO }
+    }
+}
+
 impl World {
     pub(crate) fn node_starts(&mut self) {
         if self.node.controller.is_some() {
             return;
         }
         self.node.life += 1;
+        self.node.began = self.now;
         self.node.epoch = self.node.epoch.next();
         let policy = self.scenario.policy();
         let rng = self.seeds.fork(self.node.life);

@@ -117,7 +117,7 @@ pub struct Sample {
 pub struct Violation {
     /// When.
     pub at_s: f64,
-    /// Which oracle saw it: `placed budget stopped fence converged messages`.
+    /// Which oracle saw it: `placed frozen budget stopped fence converged messages`.
     pub oracle: &'static str,
     /// One sentence.
     pub text: String,

@@ -233,8 +233,7 @@ impl World {
         let capacity = self.scenario.fleet.capacity;
         let host = self.add_host(id.clone(), capacity);
         self.hosts[host].joined = Some(self.now);
-        let url = format!("ws://{id}.sim:80").into();
-        self.provided(Provided::Running { server: id, url });
+        self.provided(Provided::Running { url: url(&id), server: id });
     }
 
     /// The provider ends a server's process.
@@ -250,4 +249,9 @@ impl World {
 /// The server of that number, counted from 0.
 pub(crate) fn name(index: usize) -> ServerId {
     ServerId::new(&format!("s{}", index + 1)).unwrap_or_else(|_| unreachable!("a valid id"))
+}
+
+/// Where its clients are sent.
+pub(crate) fn url(server: &ServerId) -> std::sync::Arc<str> {
+    format!("ws://{server}.sim:80").into()
 }

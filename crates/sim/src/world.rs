@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use evenkeel_fleet::controller::Order;
+use evenkeel_fleet::controller::{Order, Provided};
 use evenkeel_fleet::gateway::Placement;
 use evenkeel_fleet::snapshot::{GatewayView, Snapshot};
 use evenkeel_model::{Connections, Instant, Rng, ServerId, State};
@@ -18,7 +18,7 @@ use crate::oracle::Oracle;
 use crate::outcome::{Drain, Hot, Join, Outcome, Sample, Sinkhole, Tally};
 use crate::plant::Bug;
 use crate::scenario::{Scenario, What};
-use crate::servers::name;
+use crate::servers::{name, url};
 
 /// Before a run begins servers have reported and slow start is over.
 const WARM_UP: Duration = Duration::from_secs(45);
@@ -187,6 +187,10 @@ impl World {
         for index in 0..self.scenario.fleet.servers as usize {
             let capacity = self.scenario.capacity(index);
             self.add_host(name(index), capacity);
+            if self.scenario.scale.is_some() {
+                let word = Provided::Running { server: name(index), url: url(&name(index)) };
+                self.node.provided.insert(name(index), word);
+            }
         }
         for front in 0..self.fronts.len() {
             self.schedule(Instant::from_millis(front as u64 * 7), Event::View(front));
@@ -285,6 +289,7 @@ impl World {
             What::Freeze { server, lasts } => {
                 if let Some(host) = self.up(&server) {
                     self.hosts[host].status = Status::Frozen;
+                    self.hosts[host].frozen_at = now;
                     self.schedule(now + lasts, Event::Thaws { host, life: self.hosts[host].life });
                 }
             }

@@ -52,6 +52,11 @@ fn placing_on_a_draining_or_dead_server_is_seen() {
 }
 
 #[test]
+fn placing_on_a_frozen_server_is_seen() {
+    caught(Bug::HidesDrains, "frozen");
+}
+
+#[test]
 fn moving_more_than_the_budget_is_seen() {
     caught(Bug::ClosesTwice, "budget");
 }

@@ -485,6 +485,34 @@ fn a_server_that_empties_on_order_is_no_sinkhole() {
 }
 
 #[test]
+fn a_server_that_crashed_with_many_young_connections_is_no_sinkhole() {
+    let crash = |front: &mut Front| {
+        let servers = || vec![server("a", 10_000), server("b", 10_000), server("c", 10_000)];
+        front.install(servers());
+        for _ in 0..20 {
+            let placement = front.place().unwrap();
+            front.gateway.connected(placement.id, front.now());
+        }
+        let b = front.key("b");
+        while !front.gateway.connections(b).is_zero() {
+            front.gateway.closed(b, Duration::from_millis(500), front.now());
+        }
+    };
+    let mut front = Front::new(vec![]);
+    crash(&mut front);
+    assert_eq!(front.fail(Failure::Refused), "b");
+    front.pass(1_000);
+    assert!(!front.gateway.view(front.now()).servers[1].probation, "its process was gone");
+
+    let mut front = Front::new(vec![]);
+    crash(&mut front);
+    let reborn = with(server("b", 10_000), |view| view.inc = Incarnation(2));
+    front.install(vec![server("a", 10_000), reborn, server("c", 10_000)]);
+    front.pass(1_000);
+    assert!(!front.gateway.view(front.now()).servers[1].probation, "it is another process");
+}
+
+#[test]
 fn a_server_on_probation_is_better_than_none() {
     let mut front = Front::new(vec![server("a", 10_000), server("b", 10_000), server("c", 10_000)]);
     for _ in 0..100 {
