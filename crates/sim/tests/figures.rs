@@ -29,7 +29,7 @@ fn every_scenario_file_is_readable_and_says_what_it_shows() {
         assert!(scenario.is_ok_and(|it| !it.about.is_empty()), "{}", path.display());
         seen += 1;
     }
-    assert!(seen >= 9, "{seen} scenarios");
+    assert!(seen >= 13, "{seen} scenarios");
 }
 
 #[test]
@@ -119,6 +119,31 @@ fn a_sinkhole_gets_at_most_two_in_a_hundred_arrivals_once_detected() {
     for seed in 1..=3 {
         let share = outcome(&scenario, seed).sinkhole.unwrap().share;
         assert!(share > 0.0 && share <= 0.02, "seed {seed}: {share}");
+    }
+}
+
+#[test]
+fn no_client_is_refused_when_a_server_dies_or_freezes_or_the_controller_does() {
+    for name in ["crash", "freeze", "restart"] {
+        let scenario = scenario(name);
+        for seed in 1..=5 {
+            let outcome = outcome(&scenario, seed);
+            assert_eq!(outcome.refused, [], "{name}, seed {seed}");
+            assert!(outcome.max_over_mean < 1.1, "{name}, seed {seed}: {}", outcome.max_over_mean);
+        }
+    }
+}
+
+#[test]
+fn servers_start_and_stop_with_the_load_and_no_client_notices() {
+    let scenario = scenario("scale");
+    for seed in 1..=3 {
+        let outcome = outcome(&scenario, seed);
+        assert_eq!((outcome.refused_total(), outcome.lost), (0, 0), "seed {seed}");
+        let open: Vec<u32> = outcome.samples.iter().map(|sample| sample.open).collect();
+        let (most, last) = (open.iter().max().copied(), open.last().copied());
+        assert!(most >= Some(4), "seed {seed}: at most {most:?} servers");
+        assert_eq!(last, Some(2), "seed {seed}");
     }
 }
 
