@@ -130,7 +130,7 @@ impl Default for CustomTerm {
     }
 }
 
-/// How capacity is learned (DESIGN §4; simulated in the scenarios `cpu-noise` and `hot-server`).
+/// How capacity is learned (simulated in the scenarios `cpu-noise` and `hot-server`).
 #[derive(Debug, Clone, PartialEq)]
 pub struct CapacityConfig {
     /// Capacity of a server that declares none. Default 10,000.
@@ -176,7 +176,11 @@ pub struct HealthConfig {
 
 impl Default for HealthConfig {
     fn default() -> Self {
-        Self { suspect_after: Duration::from_millis(1_500), act_after: Duration::from_secs(30), dead_after: 3 }
+        Self {
+            suspect_after: Duration::from_millis(1_500),
+            act_after: Duration::from_secs(30),
+            dead_after: 3,
+        }
     }
 }
 

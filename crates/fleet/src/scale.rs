@@ -68,7 +68,7 @@ impl Role {
 pub enum Doubt {
     /// A server is suspect or dead for a moment only.
     Health,
-    /// A server that serves has not reported yet.
+    /// A server is on its way and has not reported yet.
     Reports,
 }
 

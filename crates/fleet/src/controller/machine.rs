@@ -16,7 +16,7 @@ use super::member::Member;
 use super::{Event, Explanation, FleetRecord, Input, Intent, Output, ServerRecord, ServerStatus};
 use crate::config::FleetConfig;
 use crate::scale;
-use crate::snapshot::{Executor, Snapshot};
+use crate::snapshot::Snapshot;
 
 /// Runs the control loop of one fleet. See the documentation of [`crate::controller`].
 #[derive(Debug)]
@@ -112,6 +112,8 @@ pub(super) enum Publish {
 
 /// Publications are collected for so long, so that a fleet of 10,000 reporting servers costs ten a second.
 const PUBLISH_AFTER: Duration = Duration::from_millis(100);
+/// A walk over all servers costs as much as looking up one in so many of them.
+const LOOK_UP_SHARE: usize = 8;
 /// Gateways show within two views whether they hold a table from before a restart.
 const HOLD_MIN: Duration = Duration::from_millis(500);
 /// A machine that is driven this late was itself silent, so the silence of others proves nothing.
@@ -292,13 +294,18 @@ impl Controller {
         let mut told = core::mem::take(&mut self.to_desire);
         told.sort_unstable();
         told.dedup();
-        for server in told.drain(..) {
-            let Some(member) = self.members.get_mut(&server) else { continue };
-            if member.executor == Executor::Agent && member.inc != Incarnation::default() {
-                member.desired_at = now;
-                let desired = member.want.desired(now);
-                self.outputs.push_back(Output::Desire(server, desired));
+        // Many are found by walking along, few by looking them up.
+        if told.len() > self.members.len() / LOOK_UP_SHARE {
+            let mut wanted = told.drain(..).peekable();
+            for (server, member) in &mut self.members {
+                while wanted.next_if(|next| next < server).is_some() {}
+                if wanted.next_if(|next| next == server).is_some() {
+                    self.outputs.extend(member.told(now));
+                }
             }
+        }
+        for server in told.drain(..) {
+            self.outputs.extend(self.members.get_mut(&server).and_then(|member| member.told(now)));
         }
         self.to_desire = told;
     }
@@ -354,19 +361,21 @@ impl Controller {
             return;
         }
         self.gateways.retain(|_, door| now.since(door.arrived) < GATEWAY_GONE);
-        let gateways = &self.gateways;
+        let (gateways, health) = (&self.gateways, &self.config.health);
+        let mut next = now + suspect_after;
+        let mut turned = Vec::new();
         for member in self.members.values_mut() {
             member.seen.retain(|seen| gateways.contains_key(&seen.gateway));
+            if member.pulse.turned(now, health).is_some() {
+                turned.push(member.id.clone());
+            } else if let Some(at) = member.pulse.suspect_at(health) {
+                next = next.min(at);
+            }
         }
-        let health = &self.config.health;
-        let turned = self.members.values().filter(|member| member.pulse.turned(now, health).is_some());
-        let turned: Vec<ServerId> = turned.map(|member| member.id.clone()).collect();
+        self.due.health = next;
         for server in turned {
             self.judge(&server, now);
         }
-        let next =
-            self.members.values().filter_map(|member| member.pulse.suspect_at(&self.config.health)).min();
-        self.due.health = next.unwrap_or(now + suspect_after).min(now + suspect_after);
         if self.due.publish.is_some() {
             self.changed(Publish::Now, now);
         }

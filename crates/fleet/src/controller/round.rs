@@ -10,7 +10,7 @@ use evenkeel_model::{Connections, Duration, Instant, PerSecond, Ratio, ServerId,
 
 use super::machine::{Controller, Publish};
 use super::member::{Member, OBEYS_AFTER, Process, Want};
-use super::tell::{demand_of, has_agent, is_on_probation};
+use super::tell::{demand_of, is_on_probation};
 use super::{By, Intent, Phase};
 use crate::allot::{Allotments, Server, allot};
 use crate::drain::{self, Evidence, Receivers, Shown};
@@ -28,15 +28,19 @@ const RENEW_AFTER: Duration = Duration::from_secs(1);
 impl Controller {
     /// One round of moves.
     pub(super) fn round(&mut self, now: Instant) {
-        self.count_traffic(self.moving(now), now);
-        self.sample_all(now);
-        self.end_sheds(now);
-        self.conclude_drains(now);
-        self.forget_strangers(now);
+        let survey = self.survey(now);
+        self.count_traffic(survey.moving, now);
+        if survey.wishes {
+            self.end_sheds(now);
+            self.conclude_drains(now);
+        }
+        self.forget_all(survey.strangers, now);
 
         let servers = self.as_allotted(now);
         let all = allot(&servers, demand_of(&servers), Ratio::ONE);
-        self.advance_drains(&servers, &all, now);
+        if survey.wishes {
+            self.advance_drains(&servers, &all, now);
+        }
         let standing: Vec<Standing> = self.members.values().map(|member| standing(member, now)).collect();
         let plan = self.plan(&servers, &all, &standing, now);
         self.carry_out(&plan, now);
@@ -45,15 +49,13 @@ impl Controller {
         self.changed(Publish::Now, now);
     }
 
-    /// Moves a second that were ordered and are not known to have ended.
-    fn moving(&self, now: Instant) -> PerSecond {
-        PerSecond::new(self.members.values().map(|member| in_force(member, now).get()).sum())
-    }
-
-    fn sample_all(&mut self, now: Instant) {
+    /// One walk over all servers: takes their measures and says what else there is to look at.
+    fn survey(&mut self, now: Instant) -> Survey {
         let full = self.config.place.admit_per_s;
+        let mut survey = Survey::default();
         let mut overloaded = Vec::new();
         let mut suspicious = Vec::new();
+        let mut moving = 0.0;
         for member in self.members.values_mut() {
             if let Some(ceiling) = member.sample(&self.config, now) {
                 overloaded.push((member.id.clone(), ceiling));
@@ -64,7 +66,13 @@ impl Controller {
                 suspicious.push(member.id.clone());
             }
             member.on_probation = probation;
+            moving += in_force(member, now).get();
+            survey.wishes |= member.intent.is_some();
+            if is_stranger(member, now) {
+                survey.strangers.push(member.id.clone());
+            }
         }
+        survey.moving = PerSecond::new(moving);
         for (server, ceiling) in overloaded {
             let text = format!("{server} is too busy: it may hold {} until it calmed down", ceiling.at_most);
             self.event(Some(&server), "overload", text, now);
@@ -73,6 +81,7 @@ impl Controller {
             let text = format!("{server} closes too many new connections at once: nearly none go there");
             self.event(Some(&server), "probation", text, now);
         }
+        survey
     }
 
     fn end_sheds(&mut self, now: Instant) {
@@ -127,21 +136,8 @@ impl Controller {
         })
     }
 
-    /// Forgets servers that are nobody's. What an operator ordered about one outlives its absence.
-    fn forget_strangers(&mut self, now: Instant) {
-        let patience = |member: &Member| match member.intent {
-            Some(Intent::Drain { by: By::Operator, .. } | Intent::Cordon) => Duration::MAX,
-            Some(Intent::Stop { .. }) => STOPPED_AFTER,
-            _ => FORGET_AFTER,
-        };
-        let stranger = |member: &&Member| {
-            let heard = member.pulse.heard().unwrap_or(member.life_since);
-            let lost = !member.listed && member.process == Process::NotOurs && member.live().is_zero();
-            lost && now.since(heard) >= patience(member)
-        };
-        let gone: Vec<ServerId> =
-            self.members.values().filter(stranger).map(|member| member.id.clone()).collect();
-        for server in gone {
+    fn forget_all(&mut self, strangers: Vec<ServerId>, now: Instant) {
+        for server in strangers {
             self.event(Some(&server), "left", format!("{server} left: not heard of for long"), now);
             self.forget(&server, now);
         }
@@ -210,7 +206,6 @@ impl Controller {
                 self.to_desire.push(member.id.clone());
             }
         }
-        self.to_desire.retain(|server| self.members.get(server).is_some_and(|member| has_agent(member.inc)));
     }
 
     fn tell_balance(&mut self, active: bool, now: Instant) {
@@ -225,6 +220,29 @@ impl Controller {
         };
         self.event(None, kind, alloc::string::String::from(text), now);
     }
+}
+
+/// What one walk over all servers found.
+#[derive(Default)]
+struct Survey {
+    /// Moves a second that were ordered and are not known to have ended.
+    moving: PerSecond,
+    /// Whether any server has an intent.
+    wishes: bool,
+    /// Servers to be forgotten.
+    strangers: Vec<ServerId>,
+}
+
+/// Whether it is nobody's and was not heard of for long. What an operator ordered about it outlives its absence.
+fn is_stranger(member: &Member, now: Instant) -> bool {
+    let patience = match member.intent {
+        Some(Intent::Drain { by: By::Operator, .. } | Intent::Cordon) => return false,
+        Some(Intent::Stop { .. }) => STOPPED_AFTER,
+        _ => FORGET_AFTER,
+    };
+    let heard = member.pulse.heard().unwrap_or(member.life_since);
+    let theirs = member.listed || member.process != Process::NotOurs;
+    !theirs && now.since(heard) >= patience && member.live().is_zero()
 }
 
 /// Handshakes that fail more often than this are a reason to move nobody.

@@ -5,7 +5,7 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use evenkeel_model::{Connections, Incarnation, Instant, PerSecond, Ratio};
+use evenkeel_model::{Connections, Instant, PerSecond, Ratio};
 
 use super::machine::Controller;
 use super::member::Member;
@@ -180,9 +180,4 @@ fn explain_ceiling((server, allotment): (&Server, &crate::allot::Allotment)) -> 
         cause.reason()
     );
     Some(Said { server: Some(server.id.clone()), reason: cause.reason(), text })
-}
-
-/// Whether an agent of that life can be told anything.
-pub(super) const fn has_agent(inc: Incarnation) -> bool {
-    inc.get() != 0
 }
