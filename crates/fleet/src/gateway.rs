@@ -8,37 +8,35 @@
 //! expired. With the controller gone it goes on with the last snapshot and what it sees itself.
 //! Elsewhere: the choice itself (`pick`), targets (`allot`), waiting for credit (`admission`), sockets (the shell).
 
-use alloc::collections::{BTreeMap, BTreeSet};
+mod refused;
+mod slot;
+
+use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use evenkeel_model::{
-    Average, Connections, Duration, FleetId, GatewayId, Incarnation, Instant, PerSecond, Ratio, Rng,
-    ServerId, Share, State,
+    Average, Connections, Duration, FleetId, GatewayId, Instant, PerSecond, Ratio, Rng, ServerId, Share,
+    State,
 };
 
 use crate::allot::{Allotments, Cause, Ceiling, Server, allot};
 use crate::config::PlaceConfig;
-use crate::credit::{Credit, Rate, slow_start};
+use crate::credit::{Rate, slow_start};
 use crate::ledger::Ledger;
 use crate::pick::{Picker, Seat, Seats, Weight, Wish};
 use crate::probation::Probation;
-use crate::snapshot::{Executor, GatewayView, Health, ServerCounts, ServerView, Snapshot};
+use crate::snapshot::{GatewayView, Health, ServerView, Snapshot};
+use refused::RefusedPrefixes;
+use slot::Slot;
 
 /// Targets are computed anew after this at the latest. Default 100 ms: counts between are current anyway, and a
 /// target moves by what arrives in that time. Shorter costs CPU with thousands of servers.
 pub const REFRESH: Duration = Duration::from_millis(100);
-/// A server that answered "draining" gets nothing for so long; the snapshot that says so is on its way.
-const ELSEWHERE_FOR: Duration = Duration::from_secs(1);
 /// With nothing open, a server that is dead by this gateway's own evidence is tried so often at most.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
-/// A server without reports that was found dead here is trusted again when snapshots still call it healthy after
-/// this: the controller had time to hear of it (views each 250 ms) and to check it (each second).
-const CHECKED_AFTER: Duration = Duration::from_secs(2);
 /// After so long without a snapshot the controller counts as gone and its word on health as old.
 const CONTROLLER_GONE_AFTER: Duration = Duration::from_secs(3);
-/// Distinct prefixes counted in one second; more than that is "very many" to the scale policy anyway.
-const PREFIXES_MAX: usize = 4_096;
 
 /// A server's slot in one [`Gateway`], stable for as long as the gateway lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -157,38 +155,6 @@ pub struct Gateway {
     ticks: u64,
     refused: RefusedPrefixes,
     waiting: u32,
-}
-
-#[derive(Debug)]
-struct Slot {
-    view: ServerView,
-    listed: bool,
-    own: u32,
-    foreign: u32,
-    /// Highest own + pending since the last report.
-    peak: u32,
-    report: Option<(Incarnation, u64)>,
-    credit: Credit,
-    rate: Rate,
-    dead_here: Option<DeadHere>,
-    elsewhere_until: Instant,
-    heard: Option<Instant>,
-    failed_in_a_row: u32,
-    placed: u32,
-    failed: u32,
-    refused: u32,
-    /// Nothing but probation keeps it closed.
-    trial: bool,
-    /// Nothing but death by our own evidence, not shared by the controller, or by an old snapshot keeps it closed.
-    probe: bool,
-}
-
-/// This gateway's own evidence of a server's death.
-#[derive(Debug, Clone, Copy)]
-struct DeadHere {
-    since: Instant,
-    /// Whether a snapshot agreed meanwhile; the next one that does not ends it.
-    confirmed: bool,
 }
 
 impl Gateway {
@@ -607,170 +573,6 @@ impl Gateway {
         }
         let own = self.own_rate.value().unwrap_or(0.0);
         self.weight = Weight::new(snapshot.placed_per_s.get(), own, snapshot.gateways);
-    }
-}
-
-impl Slot {
-    fn new(view: ServerView) -> Self {
-        Self {
-            view,
-            listed: false,
-            own: 0,
-            foreign: 0,
-            peak: 0,
-            report: None,
-            credit: Credit::default(),
-            rate: Rate::default(),
-            dead_here: None,
-            elsewhere_until: Instant::ZERO,
-            heard: None,
-            failed_in_a_row: 0,
-            placed: 0,
-            failed: 0,
-            refused: 0,
-            trial: false,
-            probe: false,
-        }
-    }
-
-    /// Whether the slot belongs to a server that is listed or still holds something.
-    fn kept(&self, pending: u32) -> bool {
-        self.listed || self.own > 0 || pending > 0
-    }
-
-    /// Takes the controller's view of the server.
-    fn read(&mut self, view: &ServerView, pending: u32, snapshot_at: Instant) {
-        self.listed = true;
-        if view.inc > self.view.inc {
-            (self.failed_in_a_row, self.heard, self.dead_here) = (0, None, None);
-        }
-        let said = view.reported.map(|reported| (view.inc, reported.seq));
-        let newer = said > self.report;
-        match (view.executor, view.reported) {
-            (Executor::Gateways, _) => self.foreign = view.elsewhere.get(),
-            (Executor::Agent, Some(reported)) if newer => {
-                let ours = self.peak.max(self.own + pending);
-                self.foreign = reported.connections.get().saturating_sub(ours);
-                self.peak = self.own + pending;
-            }
-            (Executor::Agent, Some(_)) => {}
-            (Executor::Agent, None) => self.foreign = 0,
-        }
-        if newer {
-            self.report = said;
-        }
-        if let Some(dead) = self.dead_here {
-            self.dead_here = dead.after(view, newer, snapshot_at);
-            if self.dead_here.is_none() {
-                self.failed_in_a_row = 0;
-            }
-        }
-        self.view.clone_from(view);
-    }
-
-    fn note_failure(&mut self, failure: Failure, dead_after: u32, now: Instant) {
-        match failure {
-            Failure::Refused | Failure::Unreachable | Failure::BadAnswer => {
-                self.failed += 1;
-                self.failed_in_a_row += 1;
-                self.refused += u32::from(failure == Failure::Refused);
-                if failure == Failure::Refused || self.failed_in_a_row >= dead_after {
-                    self.dead_here = Some(DeadHere { since: now, confirmed: false });
-                }
-            }
-            Failure::Draining => self.elsewhere_until = now + ELSEWHERE_FOR,
-            Failure::Answered => {
-                self.failed_in_a_row = 0;
-                self.heard = Some(now);
-            }
-            Failure::ClientGone => {}
-        }
-    }
-
-    /// The controller's ceilings and our own, probation aside.
-    fn wishes(&self, heard: bool, now: Instant, into: &mut Vec<Ceiling>) {
-        let none = |cause| Ceiling { at_most: Connections::ZERO, cause };
-        let believed = |ceiling: &&Ceiling| !(heard && ceiling.cause == Cause::Suspect);
-        into.extend(self.view.ceilings.iter().filter(believed));
-        match self.view.state {
-            State::Starting => into.push(none(Cause::Starting)),
-            State::Cordoned => into.push(none(Cause::Cordon)),
-            State::Draining => into.push(none(Cause::Drain)),
-            State::Drained | State::Stopped => into.push(none(Cause::Drain)),
-            State::Active => {}
-        }
-        match self.view.health {
-            Health::Dead => into.push(none(Cause::Dead)),
-            Health::Suspect if !heard => into.push(none(Cause::Suspect)),
-            Health::Suspect | Health::Ok => {}
-        }
-        if self.dead_here.is_some() || !self.listed {
-            into.push(none(Cause::Dead));
-        }
-        if now < self.elsewhere_until {
-            into.push(none(Cause::Drain));
-        }
-    }
-
-    fn report(&mut self, id: &ServerId, pending: u32, probation: bool) -> ServerCounts {
-        let counts = ServerCounts {
-            server: id.clone(),
-            connections: Connections(self.own),
-            pending: Connections(pending),
-            placed: self.placed,
-            failed: self.failed,
-            refused: self.refused,
-            failed_in_a_row: self.failed_in_a_row,
-            probation,
-            heard: self.heard,
-        };
-        (self.placed, self.failed, self.refused) = (0, 0, 0);
-        counts
-    }
-}
-
-impl DeadHere {
-    /// What is left of the evidence after a snapshot: a report newer than it or a check passed after it ends it.
-    fn after(self, view: &ServerView, newer: bool, snapshot_at: Instant) -> Option<Self> {
-        let reported = newer && view.reported.is_some_and(|reported| reported.at > self.since);
-        let passed = view.reported.is_none()
-            && view.health == Health::Ok
-            && (self.confirmed || snapshot_at.since(self.since) >= CHECKED_AFTER);
-        let confirmed = self.confirmed || view.health == Health::Dead;
-        (!reported && !passed).then_some(Self { confirmed, ..self })
-    }
-}
-
-/// Distinct client prefixes that got no server, by second, over the last ten.
-#[derive(Debug, Default)]
-struct RefusedPrefixes {
-    second: u64,
-    now: BTreeSet<u64>,
-    past: [(u64, u32); 10],
-}
-
-impl RefusedPrefixes {
-    fn note(&mut self, prefix: u64, now: Instant) {
-        self.turn(now);
-        if self.now.len() < PREFIXES_MAX {
-            self.now.insert(prefix);
-        }
-    }
-
-    fn turn(&mut self, now: Instant) {
-        let second = now.as_millis() / 1_000;
-        if second != self.second {
-            self.past[self.second as usize % self.past.len()] = (self.second, self.now.len() as u32);
-            self.now.clear();
-            self.second = second;
-        }
-    }
-
-    fn worst_second(&mut self, now: Instant) -> u32 {
-        self.turn(now);
-        let recent = |(second, _): &&(u64, u32)| self.second - second.min(&self.second) <= 9;
-        let past = self.past.iter().filter(recent).map(|(_, count)| *count).max().unwrap_or(0);
-        past.max(self.now.len() as u32)
     }
 }
 

@@ -1,11 +1,11 @@
 use alloc::string::String;
 use alloc::vec;
 
-use evenkeel_model::{Desired, Fence};
+use evenkeel_model::{Desired, Fence, Incarnation};
 
 use super::*;
 use crate::config::{HealthConfig, PickRule};
-use crate::snapshot::Reported;
+use crate::snapshot::{Executor, Reported};
 
 fn at(ms: u64) -> Instant {
     Instant::from_millis(1_000_000 + ms)
