@@ -21,6 +21,7 @@ use super::raw::{
     RawStore,
 };
 use super::settings::{Admin, Fleet, Gateway, Log, Process, Route, Scheme, Server, Settings, Store};
+use super::unit::show_duration;
 
 pub(super) const DAY: Duration = Duration::from_secs(86_400);
 pub(super) const HOUR: Duration = Duration::from_secs(3_600);
@@ -254,6 +255,7 @@ fn fleet(id: FleetId, raw: &RawFleet, at: &At<'_>, base: &Path, problems: &mut P
     if let Some(raw) = &raw.check {
         check(raw, Reader { at: at.table("check"), problems }, &mut fleet.check);
     }
+    silence(raw, &at.table("health"), &mut fleet, problems);
     if let Some(raw) = &raw.provider {
         fleet.provider = provider(raw, base, Reader { at: at.table("provider"), problems });
     }
@@ -294,6 +296,27 @@ fn labels(r: &mut Reader<'_>, raw: Option<&Named<Value>>) -> BTreeMap<String, St
         }
     }
     labels
+}
+
+/// Silence counts only after a sign of life is missing: the default grows with the interval between two of them,
+/// and what the file says must be longer, or healthy servers would be suspect between two reports.
+fn silence(raw: &RawFleet, at: &At<'_>, fleet: &mut Fleet, problems: &mut Problems) {
+    let checked = raw.check.as_ref().and_then(|check| check.interval.as_ref());
+    let (key, interval) = match checked {
+        Some(_) if fleet.check.interval > fleet.report_interval => ("check.interval", fleet.check.interval),
+        _ => ("health.report_interval", fleet.report_interval),
+    };
+    let suspect_after = &mut fleet.law.health.suspect_after;
+    match raw.health.as_ref().and_then(|health| health.suspect_after.as_ref()) {
+        None => *suspect_after = (*suspect_after).max(interval.mul_f64(1.5)),
+        Some(given) if *suspect_after < interval.mul_f64(1.25) => {
+            let allowed =
+                format!("allowed is at least 1.25 times {key}, {}", show_duration(interval.mul_f64(1.25)));
+            let example = format!("{:?}", show_duration(interval.mul_f64(1.5)));
+            problems.note(at.key("suspect_after"), given, allowed, &example);
+        }
+        Some(_) => {}
+    }
 }
 
 fn check(raw: &RawCheck, mut r: Reader<'_>, into: &mut CheckConfig) {
