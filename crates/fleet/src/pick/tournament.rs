@@ -52,7 +52,12 @@ impl Tournament {
         self.enter(seats, index);
         let mut node = (self.leaves + index as usize) / 2;
         while node > 0 {
+            let before = self.winners[node];
             self.play(seats, rule, node);
+            // A match that it neither won nor wins changes nothing further up.
+            if self.winners[node] == before && before != index {
+                break;
+            }
             node /= 2;
         }
     }
