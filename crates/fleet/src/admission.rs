@@ -88,7 +88,7 @@ impl Admission {
             match gateway.place(ask, now) {
                 Ok(placement) => return Arrival::Placed(placement),
                 Err(Refusal::OutOfCredit { until }) => Refusal::OutOfCredit { until },
-                Err(Refusal::NothingOpen) if gateway.opens_soon() => Refusal::NothingOpen,
+                Err(refusal @ (Refusal::NothingOpen | Refusal::NoServer)) if gateway.opens_soon() => refusal,
                 Err(refusal) => return Arrival::Refused(refusal),
             }
         } else {
@@ -176,7 +176,7 @@ impl Admission {
                     self.credit_at = until.min(now + REFRESH);
                     return;
                 }
-                Err(Refusal::NothingOpen) if gateway.opens_soon() => break,
+                Err(Refusal::NothingOpen | Refusal::NoServer) if gateway.opens_soon() => break,
                 outcome => {
                     self.remove(number);
                     ended.push((ticket, outcome));

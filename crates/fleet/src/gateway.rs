@@ -229,14 +229,16 @@ impl Gateway {
         }
     }
 
-    /// Whether a server that is not known to be dead has yet to say its first word. With nothing open a handshake
-    /// does better to wait for it than to be refused: right after a start the first check passes within a moment.
+    /// Whether a server that is not known to be dead has yet to say its first word, or the controller has. With
+    /// nothing open a handshake does better to wait than to be refused: right after a start both take a moment.
     #[must_use]
     pub fn opens_soon(&self) -> bool {
-        self.listed.iter().any(|index| {
-            let slot = &self.slots[*index as usize];
-            slot.view.state == State::Starting && slot.view.health != Health::Dead && slot.dead_here.is_none()
-        })
+        self.snapshot.is_none()
+            || self.listed.iter().any(|index| {
+                let slot = &self.slots[*index as usize];
+                let dead = slot.view.health == Health::Dead || slot.dead_here.is_some();
+                slot.view.state == State::Starting && !dead
+            })
     }
 
     /// The server answered 101: the placement becomes a connection.
@@ -284,8 +286,8 @@ impl Gateway {
         let seat = &mut self.seats[key.0 as usize];
         seat.live = seat.live.saturating_sub(1);
         seat.changed = self.ticks;
-        // A server that empties on order closes young connections too; that says nothing about it.
-        if !matches!(slot.view.state, State::Draining | State::Drained | State::Stopped) {
+        // A server that empties or sheds on order closes young connections too; that says nothing about it.
+        if !slot.view.sheds_on_order() {
             self.probation.closed(key.0, lasted, now);
         }
     }

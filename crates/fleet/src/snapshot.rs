@@ -8,7 +8,7 @@ use evenkeel_model::{
     Connections, Desired, FleetId, GatewayId, Incarnation, Instant, PerSecond, ServerId, State,
 };
 
-use crate::allot::Ceiling;
+use crate::allot::{Cause, Ceiling};
 use crate::config::{HealthConfig, PlaceConfig};
 
 /// Whether a server can be trusted to answer.
@@ -84,6 +84,15 @@ pub struct ServerView {
     pub executor: Executor,
     /// The order, for gateways that execute it.
     pub desired: Desired,
+}
+
+impl ServerView {
+    /// Whether connections leave it because somebody ordered that, whatever their age.
+    #[must_use]
+    pub fn sheds_on_order(&self) -> bool {
+        matches!(self.state, State::Draining | State::Drained | State::Stopped)
+            || self.ceilings.iter().any(|ceiling| ceiling.cause == Cause::Operator)
+    }
 }
 
 /// Immutable view of one fleet.

@@ -208,6 +208,13 @@ fn who_waits_for_a_server_that_starts_is_placed_once_it_opens_and_refused_once_i
         let ends = run(&mut gateway, &mut admission);
         assert_eq!(ends, [(250, Ticket(1), placed)]);
     }
+    let config = GatewayConfig { id: GatewayId::new("g").unwrap(), fleet: FleetId::new("chat").unwrap() };
+    let (mut gateway, mut admission) = (Gateway::new(config, Rng::new(1), at(0)), Admission::new(&place));
+    assert_eq!(admission.arrive(&mut gateway, Ticket(1), &from(1), at(0)), Arrival::Waits, "no word yet");
+    assert_eq!(admission.poll(&mut gateway, at(50)), [], "no word yet");
+    gateway.install(&snapshot(vec![], &place), at(100));
+    assert_eq!(run(&mut gateway, &mut admission), [(150, Ticket(1), false)], "there is none");
+
     let (mut gateway, mut admission) = front(&place);
     gateway.install(&snapshot(vec![server("a", 10.0, State::Starting)], &place), at(0));
     assert_eq!(admission.arrive(&mut gateway, Ticket(1), &from(1), at(0)), Arrival::Waits);

@@ -468,20 +468,22 @@ fn a_sinkhole_gets_few_of_the_arrivals() {
 }
 
 #[test]
-fn a_server_that_empties_on_order_is_no_sinkhole() {
+fn a_server_that_empties_or_sheds_on_order_is_no_sinkhole() {
     let servers = || vec![server("a", 10_000), server("b", 10_000), server("c", 10_000)];
-    let mut front = Front::new(servers());
-    front.connect_many(90);
-    let b = front.key("b");
-    front.install(vec![
-        server("a", 10_000),
+    let few = Ceiling { at_most: Connections(1), cause: Cause::Operator };
+    for ordered in [
         with(server("b", 10_000), |view| view.state = State::Draining),
-        server("c", 10_000),
-    ]);
-    (0..30).for_each(|_| front.gateway.closed(b, Duration::from_millis(500), front.now()));
-    front.install(servers());
-    front.pass(1_000);
-    assert!(!front.gateway.view(front.now()).servers[1].probation);
+        with(server("b", 10_000), |view| view.ceilings.push(few)),
+    ] {
+        let mut front = Front::new(servers());
+        front.connect_many(90);
+        let b = front.key("b");
+        front.install(vec![server("a", 10_000), ordered, server("c", 10_000)]);
+        (0..30).for_each(|_| front.gateway.closed(b, Duration::from_millis(500), front.now()));
+        front.install(servers());
+        front.pass(1_000);
+        assert!(!front.gateway.view(front.now()).servers[1].probation);
+    }
 }
 
 #[test]
