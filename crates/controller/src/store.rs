@@ -307,6 +307,17 @@ impl Store {
         .map_err(|source| database("write", format!("process of {fleet}/{server}"), source))
     }
 
+    /// Tests only: a record as a disk may have left it.
+    #[cfg(test)]
+    pub(crate) fn put_raw_process(&self, fleet: &FleetId, server: &ServerId, bytes: &[u8]) {
+        let key = (fleet.as_str(), server.as_str());
+        self.write(|write| {
+            write.open_table(PROCESSES)?.insert(key, bytes)?;
+            Ok(())
+        })
+        .unwrap();
+    }
+
     /// One transaction, on disk when this returns.
     fn write(
         &self,

@@ -4,6 +4,7 @@
 //! after looking for one that already carries the mark; a stop is SIGTERM, after the grace SIGKILL, and ends with
 //! nothing left that carries the mark.
 
+use std::io;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -57,6 +58,9 @@ struct Running {
     output_from: u64,
 }
 
+/// The process ends, and its servers stay.
+struct Leaving;
+
 /// Why watching a process ended.
 enum Turn {
     Ended(Running),
@@ -91,7 +95,7 @@ impl Keeper {
     /// Runs until the server is gone as ordered, or the process leaves.
     pub(super) async fn run(mut self) {
         let mut failures = 0;
-        let mut found = self.adopt().await;
+        let Ok(mut found) = self.find().await else { return };
         while !self.context.shutdown.is(Phase::Stop) {
             if found.is_none() && *self.want.borrow_and_update() == Want::Stop {
                 return self.forget().await;
@@ -130,33 +134,54 @@ impl Keeper {
         }
     }
 
-    /// Looks for the process of an earlier life of ours.
-    async fn adopt(&mut self) -> Option<Running> {
+    /// Looks for the process of an earlier life of ours until it can be told whether it is there: starting another
+    /// one begins with ending it. An error: we leave.
+    async fn find(&mut self) -> Result<Option<Running>, Leaving> {
+        let mut failures = 0;
+        loop {
+            match self.adopt().await {
+                Ok(found) => return Ok(found),
+                Err(error) => {
+                    error!(fleet = %self.context.fleet, server = %self.server, %error, "not known whether the server process runs");
+                    let until = self.back_off(&mut failures, Duration::ZERO);
+                    tokio::select! {
+                        () = self.context.clock.sleep_until(Some(until)) => {}
+                        () = self.context.shutdown.reached(Phase::Stop) => return Err(Leaving),
+                    }
+                }
+            }
+        }
+    }
+
+    async fn adopt(&mut self) -> io::Result<Option<Running>> {
         if self.process.nonce.is_empty() {
-            return None;
+            return Ok(None);
         }
         let held = match (self.process.pid, self.process.started, &self.process.boot) {
             (Some(pid), Some(started), Some(boot)) => proc::Held::if_began(pid, started, boot)?,
             // We died between starting it and writing down its pid.
             _ => {
                 let mark = self.mark();
-                let pid = marked(mark.clone()).await.into_iter().next()?;
-                proc::Held::if_marked(pid, &mark)?
+                match marked(mark.clone()).await?.first() {
+                    Some(pid) => proc::Held::if_marked(*pid, &mark)?,
+                    None => None,
+                }
             }
         };
-        self.note_pid(held.pid());
+        let Some(held) = held else { return Ok(None) };
+        self.note_pid(&held);
         if let Err(error) = self.store().await {
             error!(fleet = %self.context.fleet, server = %self.server, error = chain(&error), "server process not stored");
         }
         info!(fleet = %self.context.fleet, server = %self.server, pid = held.pid(), "server adopted");
         self.context.metrics.process(&self.context.fleet, ProcessStep::Adopted);
         let output_from = std::fs::metadata(self.log()).map(|meta| meta.len()).unwrap_or(0);
-        Some(Running { held, child: None, began: self.context.clock.now(), output_from })
+        Ok(Some(Running { held, child: None, began: self.context.clock.now(), output_from }))
     }
 
     /// Starts the process: intent on disk, then the process, then its pid on disk.
     async fn start(&mut self) -> Result<Running, String> {
-        self.sweep().await;
+        self.sweep().await.map_err(|error| format!("its last process may still run: {error}"))?;
         self.process.port = self.port().map_err(|error| format!("no free port: {error}"))?;
         let chance = crate::token::random().map_err(|error| format!("no random bytes: {error}"))?;
         self.process.nonce = URL_SAFE_NO_PAD.encode(&chance[..16]);
@@ -164,10 +189,17 @@ impl Keeper {
         self.process.wanted = true;
         self.store().await.map_err(|error| chain(&error))?;
 
-        let (child, output_from) = self.spawn()?;
+        let (mut child, output_from) = self.spawn()?;
         let pid = child.id();
-        let held = proc::Held::of(pid).map_err(|error| format!("lost hold of process {pid}: {error}"))?;
-        self.note_pid(pid);
+        let held = match proc::Held::of(pid) {
+            Ok(held) => held,
+            Err(error) => {
+                // Nobody would hear of its end or reap it. It is young: nothing is lost with it.
+                let _ = child.kill().and_then(|()| child.wait());
+                return Err(format!("lost hold of process {pid}: {error}"));
+            }
+        };
+        self.note_pid(&held);
         if let Err(error) = self.store().await {
             // It is found by its mark after a restart.
             error!(fleet = %self.context.fleet, server = %self.server, error = chain(&error), "server process not stored");
@@ -281,22 +313,32 @@ impl Keeper {
     }
 
     /// Ends whatever still carries the mark of the last start, for example what the server itself started.
-    async fn sweep(&self) {
+    async fn sweep(&self) -> io::Result<()> {
         if self.process.nonce.is_empty() {
-            return;
+            return Ok(());
         }
         let mark = self.mark();
-        for pid in marked(mark.clone()).await {
-            if let Some(held) = proc::Held::if_marked(pid, &mark) {
+        for pid in marked(mark.clone()).await? {
+            if let Some(held) = proc::Held::if_marked(pid, &mark)? {
                 held.signal(Signal::KILL);
                 let _ = tokio::time::timeout(KILL_WAIT, held.ended()).await;
             }
         }
+        Ok(())
     }
 
     /// The server is gone: nothing of it is left, neither here nor in the store.
     async fn forget(&mut self) {
-        self.sweep().await;
+        let mut failures = 0;
+        while let Err(error) = self.sweep().await {
+            error!(fleet = %self.context.fleet, server = %self.server, %error, "not known what the server left behind");
+            let until = self.back_off(&mut failures, Duration::ZERO);
+            tokio::select! {
+                () = self.context.clock.sleep_until(Some(until)) => {}
+                // It stays in the store, and the next life sees to it.
+                () = self.context.shutdown.reached(Phase::Stop) => return,
+            }
+        }
         let (store, fleet, server) =
             (self.context.store.clone(), self.context.fleet.clone(), self.server.clone());
         if let Ok(Err(error)) =
@@ -308,10 +350,10 @@ impl Keeper {
         self.say(Provided::Gone { server: self.server.clone() }).await;
     }
 
-    fn note_pid(&mut self, pid: u32) {
-        self.process.pid = Some(pid);
-        self.process.started = proc::start_time(pid);
-        self.process.boot = proc::boot_id();
+    fn note_pid(&mut self, held: &proc::Held) {
+        self.process.pid = Some(held.pid());
+        self.process.started = held.began();
+        self.process.boot = proc::boot_id().ok();
     }
 
     async fn say(&self, provided: Provided) {
@@ -363,6 +405,6 @@ impl Keeper {
     }
 }
 
-async fn marked(mark: String) -> Vec<u32> {
-    tokio::task::spawn_blocking(move || proc::marked(&mark)).await.unwrap_or_default()
+async fn marked(mark: String) -> io::Result<Vec<u32>> {
+    tokio::task::spawn_blocking(move || proc::marked(&mark)).await?
 }

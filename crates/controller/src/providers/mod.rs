@@ -29,15 +29,16 @@ pub(crate) enum Want {
 /// What is to become of all servers. One that is not named stays as it is.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Wants {
-    /// By server.
-    pub(crate) servers: BTreeMap<ServerId, Want>,
+    /// By server, each with the number of the wish: the same wish again has another one.
+    pub(crate) servers: BTreeMap<ServerId, (Want, u64)>,
     /// Everything ends, whatever is said above.
     pub(crate) all_stop: bool,
+    wishes: u64,
 }
 
 impl Wants {
     fn of(&self, server: &ServerId) -> Option<Want> {
-        if self.all_stop { Some(Want::Stop) } else { self.servers.get(server).copied() }
+        if self.all_stop { Some(Want::Stop) } else { self.servers.get(server).map(|(want, _)| *want) }
     }
 }
 
@@ -59,7 +60,8 @@ impl Handle {
     /// Says what is to become of a server.
     pub(crate) fn want(&self, server: ServerId, want: Want) {
         self.wants.send_modify(|wants| {
-            wants.servers.insert(server, want);
+            wants.wishes += 1;
+            wants.servers.insert(server, (want, wants.wishes));
         });
     }
 
@@ -67,7 +69,7 @@ impl Handle {
     pub(crate) fn noted(&self, provided: &Provided) {
         if let Provided::Gone { server } = provided {
             self.wants.send_if_modified(|wants| {
-                if wants.servers.get(server) == Some(&Want::Stop) {
+                if wants.servers.get(server).is_some_and(|(want, _)| *want == Want::Stop) {
                     wants.servers.remove(server);
                 }
                 false

@@ -102,6 +102,11 @@ impl Life {
         }
     }
 
+    /// Whether nothing is said for a while.
+    async fn is_silent(&mut self) -> bool {
+        tokio::time::timeout(Duration::from_millis(300), self.says.recv()).await.is_err()
+    }
+
     /// As a killed controller does: everything of it ends, its servers do not.
     async fn end(self) {
         self.trigger.advance(Phase::Stop);
@@ -112,7 +117,7 @@ impl Life {
 /// Leaders that carry the mark of that start: how many servers really run.
 fn leaders(process: &Process) -> Vec<u32> {
     let mark = format!("chat/{}/{}", process.server, process.nonce);
-    proc::marked(&mark).into_iter().filter(|pid| proc::leads_group(*pid)).collect()
+    proc::marked(&mark).unwrap().into_iter().filter(|pid| proc::leads_group(*pid)).collect()
 }
 
 fn alive(pid: u32) -> bool {
@@ -215,7 +220,7 @@ async fn servers_outlive_us_and_are_adopted_and_not_started_twice() {
     // The end of a process that is not our child is noticed, and it is started again on its port.
     let held =
         proc::Held::if_began(before.pid.unwrap(), before.started.unwrap(), &before.boot.unwrap()).unwrap();
-    held.signal(rustix::process::Signal::KILL);
+    held.unwrap().signal(rustix::process::Signal::KILL);
     life.exited().await;
     assert_eq!(life.running().await, url);
     assert_ne!(life.process().pid, before.pid);
@@ -275,5 +280,73 @@ async fn nothing_starts_once_everything_is_to_stop() {
     life.gone().await;
     life.handle.want(ServerId::new("chat-2").unwrap(), Want::Run);
     assert_eq!(life.store.processes(&fleet()).unwrap(), []);
+    life.end().await;
+}
+
+/// Lowers the open-file limit of this process, which under nextest is this test alone.
+fn without_descriptors() -> impl Drop {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    struct Restore(Rlimit);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            setrlimit(Resource::Nofile, self.0).unwrap();
+        }
+    }
+    let before = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: Some(3), ..before }).unwrap();
+    Restore(before)
+}
+
+#[tokio::test]
+async fn server_is_left_alone_while_it_cannot_be_told_whether_it_runs() {
+    let state = directory("provider");
+    let mut life = Life::begin(&state, "exec sleep 1000", Duration::from_secs(5));
+    life.handle.want(id(), Want::Run);
+    life.running().await;
+    let before = life.process();
+    life.end().await;
+
+    let mut life = Life::begin(&state, "exec sleep 1000", Duration::from_secs(5));
+    let few = without_descriptors();
+    life.handle.want(id(), Want::Run);
+    assert!(life.is_silent().await, "it is neither running nor failed");
+    drop(few);
+    life.running().await;
+    assert_eq!(life.process(), before);
+    assert_eq!(leaders(&before), [before.pid.unwrap()]);
+    life.handle.stop_all().await;
+    life.end().await;
+}
+
+#[tokio::test]
+async fn nothing_starts_while_it_is_not_known_what_runs() {
+    let state = directory("provider");
+    let mut life = Life::begin(&state, "exec sleep 1000", Duration::from_secs(5));
+    life.handle.want(id(), Want::Run);
+    life.running().await;
+    let before = life.process();
+    life.store.put_raw_process(&fleet(), &id(), b"{");
+    life.end().await;
+
+    let mut life = Life::begin(&state, "exec sleep 1000", Duration::from_secs(5));
+    life.handle.want(id(), Want::Run);
+    assert!(life.is_silent().await);
+    life.store.put_process(&fleet(), &before).unwrap();
+    life.running().await;
+    assert_eq!(life.process(), before);
+    assert_eq!(leaders(&before), [before.pid.unwrap()]);
+    life.handle.stop_all().await;
+    life.end().await;
+}
+
+#[tokio::test]
+async fn a_wish_to_stop_is_answered_once() {
+    let state = directory("provider");
+    let mut life = Life::begin(&state, "exec sleep 1000", Duration::from_secs(5));
+    life.handle.want(id(), Want::Stop);
+    life.gone().await;
+    assert!(life.is_silent().await);
+    life.handle.want(id(), Want::Stop);
+    life.gone().await;
     life.end().await;
 }
