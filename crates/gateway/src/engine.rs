@@ -140,7 +140,7 @@ impl End {
         match self {
             Self::Finished => "finished",
             Self::ClientLost => "client_lost",
-            Self::ServerLost => "server_lost",
+            Self::ServerLost => "server_gone",
             Self::Ordered(reason) => reason.reason(),
             Self::WriteDeadline => "write_deadline",
             Self::HalfOpen => "half_open",

@@ -1,11 +1,13 @@
 //! Servers without agent: checked by the gateway, their tunnels closed by it on order.
 
+use std::io::Write;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use evenkeel_fleet::snapshot::{Executor, GatewaySays, ServerView};
 use evenkeel_gateway::{CheckConfig, CheckKind, FleetSettings};
-use evenkeel_model::{Connections, Epoch, Fence, Generation, PerSecond, State};
+
+use evenkeel_model::{Connections, Epoch, Fence, Generation, PerSecond, Rng, State};
 
 use crate::kit::{Gate, Server, Setup, frame, nobody, read_end, read_exact, server, wait_until};
 
@@ -51,6 +53,85 @@ fn a_draining_server_is_emptied_to_its_target_with_the_ordered_code() {
     let expected = frame(true, 8, false, b"\x0f\xa1ek:draining");
     for client in &mut clients {
         assert_eq!(read_exact(client, expected.len()), expected);
+    }
+}
+
+/// Writes messages of random fragments and pings between them, cut anywhere, until nobody takes them.
+fn talk(link: &mut crate::kit::Link, seed: u64) {
+    let mut rng = Rng::new(seed);
+    loop {
+        let mut bytes = Vec::new();
+        let fragments = 1 + rng.below(3);
+        for at in 0..fragments {
+            let payload = vec![b'm'; usize::try_from(rng.below(400)).unwrap()];
+            bytes.extend(frame(at + 1 == fragments, if at == 0 { 1 } else { 0 }, false, &payload));
+            if rng.below(4) == 0 {
+                bytes.extend(frame(true, 9, false, b"ping"));
+            }
+        }
+        while !bytes.is_empty() {
+            let cut = 1 + usize::try_from(rng.below(bytes.len() as u64)).unwrap();
+            if link.stream.write_all(&bytes[..cut]).is_err() {
+                return;
+            }
+            bytes.drain(..cut);
+        }
+    }
+}
+
+/// Splits a stream into frames: first byte and payload length each; the rest that is no whole frame must be empty.
+fn frames_of(mut bytes: &[u8]) -> Vec<(u8, usize)> {
+    let mut frames = Vec::new();
+    while let [first, second, rest @ ..] = bytes {
+        let (length, header) = match second {
+            126 => (usize::from(u16::from_be_bytes([rest[0], rest[1]])), 4),
+            short => (usize::from(*short), 2),
+        };
+        assert!(bytes.len() >= header + length, "the stream ends within a frame");
+        frames.push((*first, length));
+        bytes = &bytes[header + length..];
+    }
+    assert!(bytes.is_empty(), "the stream ends within a header");
+    frames
+}
+
+#[test]
+fn a_close_never_cuts_a_message_of_a_busy_stream() {
+    let seeds = std::sync::atomic::AtomicU64::new(1);
+    let target = Server::websocket(move |link| talk(link, seeds.fetch_add(1, Ordering::SeqCst)));
+    let mut setup = quick(CheckKind::Tcp);
+    // These servers never read the client's Close, so each tunnel lasts that long.
+    setup.limits.tunnel.close_wait = Duration::from_millis(500);
+    let mut gate = Gate::with(vec![agentless("a", &target)], setup);
+    let clients: Vec<_> = (0..40).map(|_| gate.open()).collect();
+    let readers: Vec<_> = clients
+        .into_iter()
+        .map(|mut client| {
+            std::thread::spawn(move || {
+                let mut bytes = Vec::new();
+                let close = frame(true, 8, false, b"\x03\xf4ek:draining");
+                let mut piece = [0; 4_096];
+                while !bytes.ends_with(&close) {
+                    let length = std::io::Read::read(&mut client, &mut piece).unwrap();
+                    assert!(length > 0, "ended without a Close");
+                    bytes.extend_from_slice(&piece[..length]);
+                }
+                std::io::Write::write_all(&mut client, &frame(true, 8, true, &[0x03, 0xf4])).unwrap();
+                assert_eq!(read_end(&mut client), b"", "something followed the Close");
+                bytes
+            })
+        })
+        .collect();
+    gate.publish(vec![ordered(agentless("a", &target), 1, 0, 400.0, State::Draining)]);
+    for reader in readers {
+        let frames = frames_of(&reader.join().unwrap());
+        let mut within = false;
+        for (first, _) in &frames[..frames.len() - 1] {
+            if first & 0x0f < 8 {
+                within = first & 0x80 == 0;
+            }
+        }
+        assert!(!within, "the Close came within a fragmented message");
     }
 }
 
