@@ -148,14 +148,9 @@ struct Pending {
     reply: oneshot::Sender<OrderAnswer>,
 }
 
-/// Why the machine is to be restored.
+/// The machine is to be restored: nothing of its last outputs took effect.
 #[derive(Debug)]
-enum Fault {
-    /// Nothing of the last outputs took effect.
-    Store(StoreError),
-    /// An agent obeys a higher order than we can give.
-    Outranked,
-}
+struct Fault(StoreError);
 
 impl Fleet {
     /// Runs until shutdown; restores the machine from the store whenever it fails.
@@ -174,12 +169,7 @@ impl Fleet {
             let fleet = &self.settings.policy.id;
             match ended {
                 Ok(Ok(())) => return,
-                Ok(Err(Fault::Outranked)) => {
-                    info!(%fleet, seen = self.memory.seen.get(), "agents obey a later term; taking a higher one");
-                    self.metrics.restarted(fleet, "outranked");
-                    continue;
-                }
-                Ok(Err(Fault::Store(error))) => {
+                Ok(Err(Fault(error))) => {
                     error!(%fleet, error = chain(&error), reason = error.reason(), "fleet task restarts from the store");
                     self.metrics.restarted(fleet, "store");
                 }
@@ -268,8 +258,7 @@ impl Fleet {
 
     async fn restore(&mut self) -> Result<Controller, Fault> {
         let (store, fleet, seen) = (self.store.clone(), self.settings.policy.id.clone(), self.memory.seen);
-        let (epoch, record) =
-            blocking(move || store.begin_epoch(&fleet, seen)).await.map_err(Fault::Store)?;
+        let (epoch, record) = blocking(move || store.begin_epoch(&fleet, seen)).await.map_err(Fault)?;
         self.memory.epoch = epoch;
         for stored in &record.servers {
             // So that an operator can reach a server whose agent is not back yet.
@@ -345,7 +334,7 @@ impl Fleet {
             }
             Err(error) => {
                 self.memory.fail_orders(&error);
-                Err(Fault::Store(error))
+                Err(Fault(error))
             }
         }
     }

@@ -2,14 +2,15 @@
 //!
 //! In: one text frame a message (`evenkeel_protocol::message`). Out: inputs of the server's fleet, and what the
 //! fleet answers. Invariants: nothing is done for a link before its hello was taken; an unusable message is
-//! answered `error`, then Close 1008; every wait has a deadline. Queues: inputs wait for room, so that a flooding
-//! agent slows down itself; the order down is the latest state, older ones are overwritten.
+//! answered `error`, then Close 1008; every wait has a deadline; a link takes [`FRAMES_PER_S`] at most, so that a
+//! flooding agent slows down itself and leaves the fleet's queue to others. Queues: inputs wait for room; the order
+//! down is the latest state, older ones are overwritten.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket};
-use evenkeel_model::{Desired, Duration, Incarnation, Report, ServerId};
+use evenkeel_model::{Desired, Duration, Incarnation, Instant, Report, ServerId};
 use evenkeel_protocol::close::CloseReason;
 use evenkeel_protocol::message::{Down, Hello, MessageError, MoveResult, Up, Welcome, encode_down, parse_up};
 use evenkeel_runtime::{Clock, Phase, Shutdown};
@@ -32,6 +33,13 @@ const PING_EVERY: Duration = Duration::from_secs(5);
 const SILENCE: Duration = Duration::from_secs(15);
 /// Wait for the peer's Close after ours.
 const CLOSE_WAIT: Duration = Duration::from_secs(1);
+
+/// Frames read of one link in a second; the rest waits with its sender. Reports come once a second, ten times while
+/// counts change, and each move is told once: 1,000 is above every pace of moves, and costs the fleet's task a
+/// hundredth of its time. A larger number lets one broken agent fill the queue that gateways' views need.
+const FRAMES_PER_S: u32 = 1_000;
+/// Hellos of one link: two for a server that outbids its former life, some more for a race of two.
+const HELLOS_MAX: u32 = 8;
 
 /// What all links share.
 #[derive(Debug, Clone)]
@@ -96,9 +104,9 @@ struct Session {
 }
 
 impl Link {
-    /// Takes hellos until one is welcome.
+    /// Takes hellos until one is welcome, or too many were not.
     async fn introduce(&mut self) -> Result<Session, End> {
-        loop {
+        for _ in 0..HELLOS_MAX {
             let Ok(message) = tokio::time::timeout(HELLO_WAIT, self.receive()).await else {
                 return Err(End::Error(String::from("no hello came in time"), CloseReason::TimedOut));
             };
@@ -131,6 +139,7 @@ impl Link {
                 Greeting::Refused { why, close } => return Err(End::Error(why, close)),
             }
         }
+        Err(End::Error(format!("{HELLOS_MAX} hellos in a row were stale"), CloseReason::Stale))
     }
 
     fn fleet_of(&self, hello: &Hello) -> Result<FleetHandle, End> {
@@ -157,7 +166,9 @@ impl Link {
         let (shutdown, metrics) = (self.links.shutdown.clone(), self.links.metrics.clone());
         let mut heard = clock.now();
         let mut ping_at = heard + PING_EVERY;
+        let mut inflow = Inflow { since: heard, taken: 0 };
         loop {
+            let paused = inflow.paused(clock.now());
             tokio::select! {
                 biased;
                 () = shutdown.reached(Phase::Stop) => return End::Gone,
@@ -172,8 +183,10 @@ impl Link {
                         return end;
                     }
                 }
-                frame = self.socket.recv() => {
+                () = clock.sleep_until(paused), if paused.is_some() => {}
+                frame = self.socket.recv(), if paused.is_none() => {
                     heard = clock.now();
+                    inflow.taken += 1;
                     if let Err(end) = session.frame(&metrics, frame).await {
                         return end;
                     }
@@ -234,6 +247,23 @@ impl Link {
     }
 }
 
+/// Frames taken in the present second.
+struct Inflow {
+    since: Instant,
+    taken: u32,
+}
+
+impl Inflow {
+    /// Until when nothing more is read; `None`: it is read now.
+    fn paused(&mut self, now: Instant) -> Option<Instant> {
+        const SECOND: Duration = Duration::from_secs(1);
+        if now.since(self.since) >= SECOND {
+            (self.since, self.taken) = (now, 0);
+        }
+        (self.taken >= FRAMES_PER_S).then(|| self.since + SECOND)
+    }
+}
+
 impl Session {
     async fn frame(&self, metrics: &Metrics, frame: Option<Result<Message, axum::Error>>) -> Result<(), End> {
         match text_of(frame)? {
@@ -252,9 +282,6 @@ impl Session {
             Up::Report(report) => {
                 self.check_inc(&report)?;
                 Ok(fleet.send(ToFleet::Reported { server, link, report }).await?)
-            }
-            Up::Applied(fence) | Up::Drained(fence) if !registration::is_believable(fence) => {
-                Err(End::Error(format!("could not take the order {fence}"), CloseReason::BadField))
             }
             Up::Applied(fence) => Ok(fleet.send(ToFleet::Applied { server, link, fence }).await?),
             Up::Drained(fence) => Ok(fleet.send(ToFleet::Drained { server, link, fence }).await?),

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use evenkeel_fleet::controller::Registration;
 use evenkeel_fleet::snapshot::Executor;
-use evenkeel_model::{Fence, Incarnation, ServerId};
+use evenkeel_model::{Epoch, Fence, Incarnation, ServerId};
 use evenkeel_protocol::close::CloseReason;
 use evenkeel_protocol::message::{Hello, Posted, Profile};
 
-/// Highest epoch and generation believed: above it JSON numbers of most languages are no longer exact, and a
-/// controller could not start above it for ever.
+/// Highest epoch and generation believed that are not our own: above it JSON numbers of most languages are no longer
+/// exact, and a controller could not start above it for ever.
 const FENCE_MAX: u64 = 1 << 53;
 
 /// Why a registration was refused. It changes nothing.
@@ -43,22 +43,24 @@ impl RegistrationError {
 /// # Errors
 /// [`RegistrationError`].
 pub fn of_hello(hello: &Hello) -> Result<Registration, RegistrationError> {
-    if let Some(fence) =
-        hello.applied.filter(|fence| fence.epoch.get().max(fence.generation.get()) > FENCE_MAX)
-    {
-        return Err(RegistrationError {
-            field: "applied",
-            value: fence.to_string(),
-            allowed: "allowed are epochs and generations up to 2^53",
-        });
-    }
     of_profile(&hello.id, hello.inc, &hello.profile, hello.applied)
 }
 
-/// Whether a controller can still begin above it.
-#[must_use]
-pub fn is_believable(fence: Fence) -> bool {
-    fence.epoch.get().max(fence.generation.get()) <= FENCE_MAX
+/// Checks the order that an agent says it obeyed: one of our own terms, which go up to `epoch`, or of a term that we
+/// can still begin above.
+///
+/// # Errors
+/// [`RegistrationError`].
+pub fn check_applied(applied: Fence, epoch: Epoch) -> Result<(), RegistrationError> {
+    let ours = applied.epoch <= epoch;
+    if (ours || applied.epoch.get() <= FENCE_MAX) && applied.generation.get() <= FENCE_MAX {
+        return Ok(());
+    }
+    Err(RegistrationError {
+        field: "applied",
+        value: applied.to_string(),
+        allowed: "allowed are epochs and generations up to 2^53",
+    })
 }
 
 /// The registration in a posted report, if it has one.

@@ -263,7 +263,7 @@ impl Parts {
             shutdown: shutdown.clone(),
             tasks: tasks.clone(),
         });
-        tasks.spawn("admin", admin::serve(listener, router, shutdown, tasks.clone()));
+        tasks.spawn("admin", admin::serve(listener, router, admin::CONNECTIONS_MAX, shutdown, tasks.clone()));
     }
 }
 

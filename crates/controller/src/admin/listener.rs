@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::Router;
+use axum::{Extension, Router};
 use evenkeel_model::Duration;
 use evenkeel_runtime::{Phase, Shutdown, Tasks};
 use hyper::server::conn::http1;
@@ -10,11 +10,13 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rustix::net::sockopt;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::{debug, warn};
 
 /// Connections held at once: an agent each, and operators. The next one waits in the backlog.
-const CONNECTIONS_MAX: usize = 16_384;
+pub(crate) const CONNECTIONS_MAX: usize = 16_384;
+/// Longest request head, and most of a body that waits to be read. Whoever has no token yet can cost as much.
+const HEAD_MAX: usize = 32 * 1024;
 /// For a request head, and for the next request on an idle connection.
 const HEAD_WAIT: Duration = Duration::from_secs(30);
 /// Bytes sent and not acknowledged for so long end the connection: whoever does not read is dropped.
@@ -24,9 +26,19 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// At the end requests under way have so long.
 const FINISH_WAIT: Duration = Duration::from_secs(2);
 
-/// Serves until shutdown.
-pub(crate) async fn serve(listener: TcpListener, router: Router, shutdown: Shutdown, tasks: Tasks) {
-    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+/// A connection's place among [`CONNECTIONS_MAX`]. An agent link takes it along when it leaves HTTP.
+#[derive(Debug, Clone)]
+pub(crate) struct Place(#[expect(dead_code, reason = "held, not read")] Arc<OwnedSemaphorePermit>);
+
+/// Serves until shutdown, at most `room` connections at once.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    router: Router,
+    room: usize,
+    shutdown: Shutdown,
+    tasks: Tasks,
+) {
+    let room = Arc::new(Semaphore::new(room));
     loop {
         let permit = tokio::select! {
             () = shutdown.reached(Phase::Stop) => return,
@@ -45,11 +57,8 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, shutdown: Shutd
                 }
             },
         };
-        let (router, shutdown) = (router.clone(), shutdown.clone());
-        tasks.spawn("admin_connection", async move {
-            let _permit = permit;
-            connection(stream, router, shutdown).await;
-        });
+        let router = router.clone().layer(Extension(Place(Arc::new(permit))));
+        tasks.spawn("admin_connection", connection(stream, router, shutdown.clone()));
     }
 }
 
@@ -62,6 +71,7 @@ async fn connection(stream: TcpStream, router: Router, shutdown: Shutdown) {
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_WAIT)
+        .max_buf_size(HEAD_MAX)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     tokio::pin!(served);

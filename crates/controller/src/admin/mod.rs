@@ -27,7 +27,8 @@ use crate::link::{self, Links};
 use crate::metrics::Metrics;
 use answer::Refused;
 pub(crate) use guard::Guard;
-pub(crate) use listener::serve;
+use listener::Place;
+pub(crate) use listener::{CONNECTIONS_MAX, serve};
 
 /// What all requests share.
 #[derive(Debug, Clone)]
@@ -83,7 +84,101 @@ async fn agent(State(admin): State<Admin>, request: Request) -> Response {
         Ok(upgrade) => upgrade,
         Err(_) => return Refused::upgrade_required().into_response(),
     };
+    let place = parts.extensions.remove::<Place>();
     upgrade.max_message_size(MESSAGE_MAX).max_frame_size(MESSAGE_MAX).on_upgrade(async move |socket| {
-        admin.tasks.spawn("agent_link", link::run(admin.links, socket));
+        admin.tasks.spawn("agent_link", async move {
+            let _place = place;
+            link::run(admin.links, socket).await;
+        });
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::atomic::AtomicU64;
+    use std::sync::{Arc, Mutex};
+
+    use evenkeel_model::Duration;
+    use evenkeel_runtime::metrics;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::directory::Owners;
+    use crate::token::Token;
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    /// The listener of a controller without fleets that holds `room` connections at once, and its token.
+    async fn admin(room: usize) -> (std::net::SocketAddr, String) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let path = crate::testing::directory("admin").join("token");
+        let guard = Guard::new(Token::load_or_create(&path).unwrap(), addr, &[]);
+        let directory = Directory::new(BTreeMap::new(), Owners::default());
+        let (trigger, shutdown) = Shutdown::new();
+        let (clock, tasks) = (Clock::start(), Tasks::new());
+        let mut registry = metrics::registry();
+        let metrics = Metrics::register(&mut registry);
+        let (_, ready) = watch::channel(true);
+        let links = Links {
+            directory: directory.clone(),
+            clock,
+            shutdown: shutdown.clone(),
+            metrics: metrics.clone(),
+            next: Arc::new(AtomicU64::new(1)),
+        };
+        let router = router(Admin {
+            directory,
+            events: Events::default(),
+            links,
+            guard,
+            ready,
+            registry: Arc::new(Mutex::new(registry)),
+            metrics,
+            clock,
+            shutdown: shutdown.clone(),
+            tasks: tasks.clone(),
+        });
+        let until = shutdown.clone();
+        tasks.spawn("admin", serve(listener, router, room, shutdown, tasks.clone()));
+        // The phase lives as long as the test's runtime.
+        tasks.spawn("trigger", async move {
+            until.reached(Phase::Stop).await;
+            drop(trigger);
+        });
+        (addr, std::fs::read_to_string(path).unwrap().trim().to_owned())
+    }
+
+    async fn answers(stream: &mut TcpStream, within: Duration) -> bool {
+        let mut first = [0; 12];
+        tokio::time::timeout(within, stream.read_exact(&mut first)).await.is_ok_and(|read| read.is_ok())
+    }
+
+    #[tokio::test]
+    async fn agent_link_keeps_its_place_among_the_connections() {
+        let (addr, token) = admin(1).await;
+        let mut agent = TcpStream::connect(addr).await.unwrap();
+        let handshake = format!(
+            "GET /v1/agent HTTP/1.1\r\nHost: {addr}\r\nAuthorization: Bearer {token}\r\nConnection: Upgrade\r\n\
+             Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        );
+        agent.write_all(handshake.as_bytes()).await.unwrap();
+        assert!(answers(&mut agent, PATIENCE).await);
+        let mut next = TcpStream::connect(addr).await.unwrap();
+        next.write_all(format!("GET /livez HTTP/1.1\r\nHost: {addr}\r\n\r\n").as_bytes()).await.unwrap();
+        assert!(!answers(&mut next, Duration::from_millis(300)).await, "there is room for one");
+        drop(agent);
+        assert!(answers(&mut next, PATIENCE).await);
+    }
+
+    #[tokio::test]
+    async fn head_without_an_end_is_refused_before_it_costs_memory() {
+        let (addr, _) = admin(8).await;
+        let mut peer = TcpStream::connect(addr).await.unwrap();
+        peer.write_all(format!("GET /livez HTTP/1.1\r\nHost: {addr}\r\nX: ").as_bytes()).await.unwrap();
+        peer.write_all(&[b'a'; 40 * 1024]).await.unwrap();
+        assert!(answers(&mut peer, Duration::from_secs(10)).await);
+    }
 }

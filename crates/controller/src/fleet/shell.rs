@@ -11,6 +11,7 @@ use tracing::{error, info, warn};
 use super::{Fault, Fleet, Greeting, LinkEnd, LinkId, OrderAnswer, Pending, PostAnswer, ToFleet, server_of};
 use crate::directory::ClaimError;
 use crate::providers::Want;
+use crate::registration::check_applied;
 use crate::status::FleetStatus;
 use crate::store::Change;
 
@@ -41,7 +42,9 @@ impl Fleet {
                 Ok(())
             }
             ToFleet::Applied { server, link, fence } if self.memory.is_link(&server, link) => {
-                self.memory.seen = self.memory.seen.max(fence.epoch);
+                if check_applied(fence, self.memory.epoch).is_ok() {
+                    self.memory.seen = self.memory.seen.max(fence.epoch);
+                }
                 self.feed(controller, Input::Applied { server, fence }).await
             }
             ToFleet::Drained { server, link, fence } if self.memory.is_link(&server, link) => {
@@ -87,6 +90,10 @@ impl Fleet {
             return Ok(());
         }
         let applied = registration.applied.unwrap_or_default();
+        if let Err(error) = check_applied(applied, self.memory.epoch) {
+            let _ = reply.send(Greeting::Refused { why: error.to_string(), close: error.close() });
+            return Ok(());
+        }
         // The next term begins above it, also where our store was lost.
         self.memory.seen = self.memory.seen.max(applied.epoch);
         self.memory.registered.insert(server.clone(), registration.clone());
@@ -94,11 +101,12 @@ impl Fleet {
         self.memory.links.insert(server.clone(), link);
         let _ = reply.send(Greeting::Welcome);
         self.feed(controller, Input::Registered(registration)).await?;
+        debug_assert!(
+            controller.desired(&server).is_none_or(|desired| desired.fence > applied),
+            "the machine overtakes what an agent obeyed"
+        );
         self.send_desired(controller, &server);
-        match controller.desired(&server) {
-            Some(desired) if applied > desired.fence => Err(Fault::Outranked),
-            _ => Ok(()),
-        }
+        Ok(())
     }
 
     /// Highest life known of a server; 0 for an unknown one.

@@ -213,6 +213,31 @@ async fn agent_that_obeyed_a_lost_controller_is_given_higher_orders() {
 }
 
 #[tokio::test]
+async fn the_highest_believable_epoch_locks_nobody_out() {
+    let task = Task::begin();
+    let greet = async |name: &str, applied: Fence| {
+        let link = LinkEnd { id: LinkId(90), inc: Incarnation(1), desired: watch::channel(None).0 };
+        let registration = registration(name, 1, Some(applied));
+        task.handle.ask(|reply| ToFleet::Hello { registration, link, reply }).await.unwrap()
+    };
+    let highest = Fence { epoch: Epoch(1 << 53), generation: Generation(1) };
+    let absurd = Fence { epoch: Epoch((1 << 53) + 9), generation: Generation(1) };
+    assert!(matches!(greet("a", absurd).await, Greeting::Refused { .. }));
+    assert_eq!(greet("a", highest).await, Greeting::Welcome);
+    task.handle.send(ToFleet::Panic).await.unwrap();
+    let epoch = Epoch(task.epoch().await);
+    assert!(epoch > highest.epoch);
+    // What every agent will have obeyed from now on.
+    let ours = Fence { epoch, generation: Generation(3) };
+    assert_eq!(greet("b", ours).await, Greeting::Welcome);
+    let no_next = Fence { generation: Generation(u64::MAX), ..ours };
+    for refused in [absurd, no_next] {
+        assert!(matches!(greet("c", refused).await, Greeting::Refused { .. }), "{refused}");
+    }
+    task.end().await;
+}
+
+#[tokio::test]
 async fn second_life_of_a_server_is_told_from_the_first() {
     let task = Task::begin();
     let first = task.link("a", 5, None).await;

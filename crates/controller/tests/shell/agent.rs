@@ -1,6 +1,7 @@
 //! The dialogue of an agent (docs/reference), by one that was written from the description alone.
 
 use evenkeel_model::Duration;
+use evenkeel_runtime::Clock;
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
@@ -272,4 +273,40 @@ async fn stop_of_the_controller_ends_links_promptly() {
     tokio::time::timeout(Duration::from_secs(10), world.end()).await.expect("it ends");
     let ended = async { while let Some(Ok(_)) = agent.0.next().await {} };
     tokio::time::timeout(PATIENCE, ended).await.expect("the link ends");
+}
+
+#[tokio::test]
+async fn flooding_agent_is_slowed_down_and_nothing_of_it_is_lost() {
+    let world = World::with_servers(&[]).await;
+    let mut agent = Agent::welcome(&world, "a", 1).await;
+    let clock = Clock::start();
+    let began = clock.now();
+    for seq in 1..=2_500 {
+        agent.say(&report(1, seq, 7)).await;
+    }
+    let counted =
+        |line: &&str| line.starts_with("evenkeel_controller_reports_total") && line.contains("taken");
+    loop {
+        let metrics = world.get("/metrics").await.body;
+        if metrics.lines().find(counted).is_some_and(|line| line.ends_with(" 2500")) {
+            break;
+        }
+        assert!(clock.now().since(began) < PATIENCE, "{metrics}");
+        clock.sleep(Duration::from_millis(50)).await;
+    }
+    assert!(clock.now().since(began) >= Duration::from_secs(2), "a thousand a second");
+    world.end().await;
+}
+
+#[tokio::test]
+async fn agent_that_is_stale_again_and_again_loses_its_link() {
+    let world = World::with_servers(&[]).await;
+    let _living = Agent::welcome(&world, "a", 5).await;
+    let mut other = Agent::dial(&world).await;
+    for _ in 0..8 {
+        other.say(&hello("a", 1)).await;
+        assert_eq!(other.hear("stale").await["known"], 5);
+    }
+    assert_eq!(other.closed().await, (1008, String::from("ek:stale")));
+    world.end().await;
 }
