@@ -230,7 +230,8 @@ impl Tunnel {
 
     /// Passes on what has ended; says how the tunnel ended, if it did.
     fn towards_the_end(&mut self, turn: &mut Turn<'_>) -> Option<End> {
-        if self.down.ended && self.down.tracker.closed().is_none() && self.up.tracker.closed().is_none() {
+        let server_first = self.down.ended && !self.up.ended;
+        if server_first && self.down.tracker.closed().is_none() && self.up.tracker.closed().is_none() {
             self.server_gone(turn);
         }
         if self.down.finish(&self.client).is_err() {
@@ -345,7 +346,10 @@ impl Tunnel {
 
     fn over(&self) -> Option<End> {
         let Closing::Sent { reason, .. } = self.closing else {
-            return (self.up.shut && self.down.shut).then_some(End::Finished);
+            let closed = self.up.tracker.closed().or(self.down.tracker.closed()).is_some();
+            // Without a Close it was the client that went first, else the server would be the one that is gone.
+            let end = if closed { End::Finished } else { End::ClientLost };
+            return (self.up.shut && self.down.shut).then_some(end);
         };
         let client_done = self.up.ended || self.up.tracker.closed().is_some();
         let flushed = self.up.backlog.is_none() && self.down.backlog.is_none();
