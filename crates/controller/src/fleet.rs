@@ -91,6 +91,8 @@ pub(crate) enum ToFleet {
         report: Report,
         reply: oneshot::Sender<PostAnswer>,
     },
+    /// An agent said something that is nobody's business but shows that it lives.
+    Spoke { server: ServerId, link: LinkId },
     /// An agent obeys an order.
     Applied { server: ServerId, link: LinkId, fence: Fence },
     /// An agent is empty under an order.

@@ -171,7 +171,7 @@ impl Link {
             let paused = inflow.paused(clock.now());
             tokio::select! {
                 biased;
-                () = shutdown.reached(Phase::Stop) => return End::Gone,
+                () = shutdown.reached(Phase::Stop) => return End::Close(CloseReason::Stopped),
                 changed = session.desired.changed() => {
                     if changed.is_err() {
                         return End::Close(CloseReason::Replaced);
@@ -290,12 +290,12 @@ impl Session {
                 if moved.result == MoveResult::Nak {
                     debug!(fleet = %fleet.id, %server, why = moved.why.unwrap_or_default(), "move refused by client");
                 }
-                Ok(())
+                Ok(fleet.send(ToFleet::Spoke { server, link }).await?)
             }
             // Settles placements handed to clients; this node hands none to clients, gateways see their own 101.
             Up::Event(events) => {
                 debug!(fleet = %fleet.id, %server, events = events.len(), "placement events");
-                Ok(())
+                Ok(fleet.send(ToFleet::Spoke { server, link }).await?)
             }
             Up::Hello(_) => Err(End::Error(
                 String::from("hello came a second time on this link"),

@@ -286,6 +286,11 @@ pub enum Input {
         /// Of which life.
         inc: Incarnation,
     },
+    /// A server's agent said something else: it is not silent.
+    Spoke {
+        /// Which server.
+        server: ServerId,
+    },
     /// An agent applied an order.
     Applied {
         /// Which server.

@@ -47,6 +47,9 @@ impl Fleet {
                 }
                 self.feed(controller, Input::Applied { server, fence }).await
             }
+            ToFleet::Spoke { server, link } if self.memory.is_link(&server, link) => {
+                self.feed(controller, Input::Spoke { server }).await
+            }
             ToFleet::Drained { server, link, fence } if self.memory.is_link(&server, link) => {
                 self.feed(controller, Input::Drained { server, fence }).await
             }
@@ -55,7 +58,10 @@ impl Fleet {
                 self.feed(controller, Input::LinkLost { server, inc }).await
             }
             // Of a link that was replaced.
-            ToFleet::Applied { .. } | ToFleet::Drained { .. } | ToFleet::LinkLost { .. } => Ok(()),
+            ToFleet::Spoke { .. }
+            | ToFleet::Applied { .. }
+            | ToFleet::Drained { .. }
+            | ToFleet::LinkLost { .. } => Ok(()),
             ToFleet::Ordered { order, reply } => self.ordered(controller, order, reply).await,
             ToFleet::Said(input) => self.feed(controller, input).await,
             ToFleet::Ask(reply) => {

@@ -237,6 +237,15 @@ async fn silent_agent_is_suspect_while_its_link_stays() {
     peer.wait_for_server("s1", |server| server["health"] == "suspect").await;
     agent.say(&report(1, 2, 4)).await;
     peer.wait_for_server("s1", |server| server["health"] == "ok").await;
+    for other in [
+        json!({"op": "event", "events": [{"rid": "r", "state": "expired"}]}),
+        json!({"op": "moved", "mid": "m", "result": "ok"}),
+        json!({"op": "applied", "epoch": 1, "gen": 0}),
+    ] {
+        peer.wait_for_server("s1", |server| server["health"] == "suspect").await;
+        agent.say(&other).await;
+        peer.wait_for_server("s1", |server| server["health"] == "ok").await;
+    }
     world.end().await;
 }
 
@@ -270,9 +279,10 @@ async fn fleet_of_a_hello_decides_where_there_are_several() {
 async fn stop_of_the_controller_ends_links_promptly() {
     let world = World::with_servers(&[]).await;
     let mut agent = Agent::welcome(&world, "s1", 1).await;
-    tokio::time::timeout(Duration::from_secs(10), world.end()).await.expect("it ends");
-    let ended = async { while let Some(Ok(_)) = agent.0.next().await {} };
-    tokio::time::timeout(PATIENCE, ended).await.expect("the link ends");
+    let end = tokio::time::timeout(Duration::from_secs(10), world.end());
+    let (ended, close) = tokio::join!(end, agent.closed());
+    ended.expect("it ends");
+    assert_eq!(close, (1012, String::from("ek:stopped")));
 }
 
 #[tokio::test]

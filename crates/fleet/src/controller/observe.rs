@@ -79,7 +79,16 @@ impl Controller {
         }
     }
 
-    pub(super) fn on_applied(&mut self, server: &ServerId, fence: Fence) {
+    /// Any message ends silence, whatever it says.
+    pub(super) fn on_spoke(&mut self, server: &ServerId, now: Instant) {
+        if let Some(member) = self.members.get_mut(server) {
+            member.pulse.noise(now);
+            self.judge(server, now);
+        }
+    }
+
+    pub(super) fn on_applied(&mut self, server: &ServerId, fence: Fence, now: Instant) {
+        self.on_spoke(server, now);
         if let Some(member) = self.members.get_mut(server).filter(|member| fence <= member.want.fence) {
             member.agent.applied = member.agent.applied.max(Some(fence));
             if fence == member.want.fence {
@@ -89,9 +98,9 @@ impl Controller {
     }
 
     pub(super) fn on_drained(&mut self, server: &ServerId, fence: Fence, now: Instant) {
+        self.on_spoke(server, now);
         if let Some(member) = self.members.get_mut(server).filter(|member| fence <= member.want.fence) {
             member.agent.drained = member.agent.drained.max(Some(fence));
-            member.pulse.noise(now);
             self.conclude_drains(now);
         }
     }

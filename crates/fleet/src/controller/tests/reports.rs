@@ -106,6 +106,29 @@ fn silence_pins_a_server_and_the_next_report_frees_it() {
 }
 
 #[test]
+fn any_message_ends_silence() {
+    let said = |world: &mut World, what: u8| {
+        let (server, fence) = (id("a"), world.status("a").desired.fence);
+        world.handle(match what {
+            0 => Input::Spoke { server },
+            1 => Input::Applied { server, fence },
+            _ => Input::Drained { server, fence: Fence::default() },
+        });
+    };
+    for what in 0..3 {
+        let mut world = World::new(config(), &[("a", Host::new(1_000, 10)), ("b", Host::new(1_000, 10))]);
+        world.run(3);
+        world.hosts.get_mut(&id("a")).unwrap().answers = false;
+        world.run(2);
+        assert_eq!(world.status("a").health, Health::Suspect);
+        said(&mut world, what);
+        assert_eq!(world.status("a").health, Health::Ok, "{what}");
+        world.run(2);
+        assert_eq!(world.status("a").health, Health::Suspect, "and silent it is again");
+    }
+}
+
+#[test]
 fn a_broken_link_is_suspect_at_once_but_not_for_an_older_life() {
     let mut world = one();
     world.handle(Input::LinkLost { server: id("a"), inc: Incarnation(4) });
