@@ -12,6 +12,7 @@ use evenkeel_runtime::Phase;
 use tokio::net::{TcpListener, TcpStream};
 use tracing::{debug, warn};
 
+use crate::connect::is_shortage;
 use crate::connection::{serve, write_all};
 use crate::shell::{Over, Shell};
 
@@ -77,15 +78,7 @@ fn refuse(shell: &Rc<Shell>, client: TcpStream, over: Over) {
 
 /// Accepting failed: wait where trying again at once would only fail again.
 async fn pause(shell: &Shell, error: &io::Error) {
-    let no_files = [
-        rustix::io::Errno::MFILE,
-        rustix::io::Errno::NFILE,
-        rustix::io::Errno::NOBUFS,
-        rustix::io::Errno::NOMEM,
-    ];
-    let out_of =
-        error.raw_os_error().is_some_and(|code| no_files.iter().any(|errno| errno.raw_os_error() == code));
-    if !out_of {
+    if !is_shortage(error) {
         // The client went away between its SYN and our accept.
         debug!(%error, "client gone before it was accepted");
         return;

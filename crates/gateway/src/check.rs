@@ -9,6 +9,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use evenkeel_fleet::gateway::Failure;
 use evenkeel_fleet::snapshot::{Checked, GatewaySays};
 use evenkeel_model::{Duration, FleetId, Rng, ServerId};
 use evenkeel_protocol::frame::{Sender, close_frame};
@@ -19,7 +20,7 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::connect::Target;
+use crate::connect::{ConnectError, Target};
 use crate::connection::{read, write_all};
 use crate::shell::Shell;
 
@@ -144,20 +145,31 @@ impl Check {
                 outcome = asked => outcome,
                 () = clock.sleep(self.config.timeout) => Err("no answer in time".to_owned()),
             };
-            self.shell.metrics.checked(if outcome.is_ok() { "passed" } else { "failed" });
-            let (outcome, goodbye) = match outcome {
-                Ok(open) => (Ok(()), open),
-                Err(seen) => (Err(seen), None),
-            };
-            if let Some(outcome) = state.take(outcome, &self.config) {
-                let checked = Checked { server: self.server.clone(), outcome };
-                // Full: the next check says the same again.
-                let _ = self.says.try_send(GatewaySays::Checked(self.fleet.clone(), checked));
-            }
-            if let Some(open) = goodbye {
-                say_goodbye(&open, clock).await;
+            match outcome {
+                Ok(Passed::NotAsked) => self.shell.metrics.checked("not_asked"),
+                Ok(passed) => {
+                    self.shell.metrics.checked("passed");
+                    self.report(state.take(Ok(()), &self.config));
+                    if let Passed::Open(stream) = passed {
+                        say_goodbye(&stream, clock).await;
+                    }
+                }
+                Err(seen) => {
+                    self.shell.metrics.checked("failed");
+                    self.report(state.take(Err(seen), &self.config));
+                }
             }
             clock.sleep(self.rng.jitter(self.config.interval, INTERVAL_SPREAD)).await;
+        }
+    }
+}
+
+impl Check {
+    fn report(&self, outcome: Option<Result<(), String>>) {
+        if let Some(outcome) = outcome {
+            let checked = Checked { server: self.server.clone(), outcome };
+            // Full: the next check says the same again.
+            let _ = self.says.try_send(GatewaySays::Checked(self.fleet.clone(), checked));
         }
     }
 }
@@ -184,17 +196,30 @@ impl Streak {
     }
 }
 
-/// Asks once; says what is still open and wants a goodbye.
-async fn ask(url: &str, config: &CheckConfig, clock: Clock) -> Result<Option<TcpStream>, String> {
+/// A check that found no fault.
+enum Passed {
+    Closed,
+    /// Still open: it wants a goodbye.
+    Open(TcpStream),
+    /// We had nothing to ask with, which says nothing about the server.
+    NotAsked,
+}
+
+/// Asks once; `Err` with what was seen.
+async fn ask(url: &str, config: &CheckConfig, clock: Clock) -> Result<Passed, String> {
     let target = Target::parse(url).ok_or_else(|| format!("{url} is no ws:// URL"))?;
-    let stream = target.connect(config.timeout, clock).await.map_err(|failure| match failure {
-        evenkeel_fleet::gateway::Failure::Refused => "connection refused".to_owned(),
-        _ => "connection failed".to_owned(),
-    })?;
+    let stream = match target.connect(config.timeout, clock).await {
+        Ok(stream) => stream,
+        Err(ConnectError::Server(Failure::Refused)) => return Err("connection refused".to_owned()),
+        Err(ConnectError::Server(_)) => return Err("connection failed".to_owned()),
+        Err(ConnectError::OutOfMeans) => return Ok(Passed::NotAsked),
+    };
     match config.kind {
-        CheckKind::Tcp => Ok(None),
-        CheckKind::Http => http(&stream, &target, &config.path).await.map(|()| None),
-        CheckKind::WebSocket => websocket(&stream, &target, &config.path, clock).await.map(|()| Some(stream)),
+        CheckKind::Tcp => Ok(Passed::Closed),
+        CheckKind::Http => http(&stream, &target, &config.path).await.map(|()| Passed::Closed),
+        CheckKind::WebSocket => {
+            websocket(&stream, &target, &config.path, clock).await.map(|()| Passed::Open(stream))
+        }
     }
 }
 

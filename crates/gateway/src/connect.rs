@@ -15,6 +15,15 @@ const PEER_DEAD_AFTER: Duration = Duration::from_secs(15);
 /// Silence before probes begin. Probes also keep address translators from forgetting the connection.
 const PROBE_AFTER: Duration = Duration::from_secs(30);
 
+/// Why there is no connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ConnectError {
+    /// The server's doing.
+    Server(Failure),
+    /// Ours: no descriptor, no port, no memory. The server is not to blame.
+    OutOfMeans,
+}
+
 /// Where a server's URL leads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Target {
@@ -54,7 +63,7 @@ impl Target {
     ///
     /// # Cancel safety
     /// Yes: a dropped attempt closes its socket.
-    pub(crate) async fn connect(&self, limit: Duration, clock: Clock) -> Result<TcpStream, Failure> {
+    pub(crate) async fn connect(&self, limit: Duration, clock: Clock) -> Result<TcpStream, ConnectError> {
         let attempt = async {
             let stream = match self.host.parse() {
                 Ok(ip) => TcpStream::connect(SocketAddr::new(ip, self.port)).await,
@@ -64,13 +73,34 @@ impl Target {
             Ok(stream)
         };
         tokio::select! { biased;
-            connected = attempt => connected.map_err(|error: io::Error| match error.kind() {
-                io::ErrorKind::ConnectionRefused => Failure::Refused,
-                _ => Failure::Unreachable,
-            }),
-            () = clock.sleep(limit) => Err(Failure::Unreachable),
+            connected = attempt => connected.map_err(|error| blame(&error)),
+            () = clock.sleep(limit) => Err(ConnectError::Server(Failure::Unreachable)),
         }
     }
+}
+
+fn blame(error: &io::Error) -> ConnectError {
+    match error.kind() {
+        // Every local port towards this server is in use: about 28,000 from one address.
+        io::ErrorKind::AddrNotAvailable => ConnectError::OutOfMeans,
+        _ if is_shortage(error) => ConnectError::OutOfMeans,
+        io::ErrorKind::ConnectionRefused => ConnectError::Server(Failure::Refused),
+        _ => ConnectError::Server(Failure::Unreachable),
+    }
+}
+
+/// Whether this process or machine has no descriptor or memory left for another socket.
+pub(crate) fn is_shortage(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let shortages = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+    error.raw_os_error().is_some_and(|code| shortages.iter().any(|errno| errno.raw_os_error() == code))
+}
+
+/// Whether an error says that this process or machine has no descriptors or memory left for another socket.
+pub(crate) fn is_exhausted(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let exhausted = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+    error.raw_os_error().is_some_and(|code| exhausted.iter().any(|errno| errno.raw_os_error() == code))
 }
 
 /// No delay for small messages; a peer that vanished is noticed. Accepted sockets inherit this from their listener.
@@ -85,6 +115,15 @@ pub(crate) fn prepare(socket: &SockRef<'_>) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_is_not_blamed_for_what_we_lack() {
+        let blamed = |errno: rustix::io::Errno| blame(&errno.into());
+        assert_eq!(blamed(rustix::io::Errno::MFILE), ConnectError::OutOfMeans);
+        assert_eq!(blamed(rustix::io::Errno::ADDRNOTAVAIL), ConnectError::OutOfMeans);
+        assert_eq!(blamed(rustix::io::Errno::CONNREFUSED), ConnectError::Server(Failure::Refused));
+        assert_eq!(blamed(rustix::io::Errno::HOSTUNREACH), ConnectError::Server(Failure::Unreachable));
+    }
 
     #[test]
     fn urls_lead_to_host_port_and_prefix() {

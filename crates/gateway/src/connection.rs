@@ -16,6 +16,7 @@ use evenkeel_protocol::request::{Peer, Scheme};
 use tokio::net::TcpStream;
 use tracing::debug;
 
+use crate::connect::ConnectError;
 use crate::engine::{Adopt, ConnId};
 use crate::fleet::{Fleet, Placed};
 use crate::shell::Shell;
@@ -135,6 +136,11 @@ impl Connection {
                 }
                 Tried::ClientGone => return Ended::ClientGone,
                 Tried::Refused(answer) => return Ended::Answer(answer),
+                Tried::OutOfMeans => {
+                    // Given back without blame.
+                    drop(placed);
+                    return self.busy("out_of_means");
+                }
                 Tried::Failed(failure) => {
                     placed.failed(failure);
                     if failure == Failure::BadAnswer {
@@ -169,7 +175,8 @@ impl Connection {
         let Some(target) = placed.target() else { return Tried::Failed(Failure::Unreachable) };
         let server = match target.connect(limits.connect, self.shell.clock).await {
             Ok(server) => server,
-            Err(failure) => return Tried::Failed(failure),
+            Err(ConnectError::Server(failure)) => return Tried::Failed(failure),
+            Err(ConnectError::OutOfMeans) => return Tried::OutOfMeans,
         };
         let conn = self.shell.conn_text(self.id);
         let head = self.handshake.ask(&target.prefix, &self.peer, &conn, self.shell.clock.now());
@@ -214,11 +221,13 @@ impl Connection {
         match last {
             Some(Failure::Unreachable) => self.refuse(504, "unreachable", "", "no server answered in time"),
             Some(Failure::Refused) => self.refuse(502, "refused", "", "no server accepted the connection"),
-            _ => {
-                let fields = format!("Retry-After: {}\r\n", self.shell.retry_after_s());
-                self.refuse(503, refusal.reason(), &fields, "no server can take this connection now")
-            }
+            _ => self.busy(refusal.reason()),
         }
+    }
+
+    fn busy(&mut self, reason: &'static str) -> Ended {
+        let fields = format!("Retry-After: {}\r\n", self.shell.retry_after_s());
+        self.refuse(503, reason, &fields, "no server can take this connection now")
     }
 
     async fn write_all(&self, to: &TcpStream, bytes: &[u8], deadline: Instant) -> io::Result<()> {
@@ -274,6 +283,8 @@ enum Tried {
     /// The client broke the rules meanwhile.
     Refused(Answer),
     Failed(Failure),
+    /// No descriptor or port of ours is free.
+    OutOfMeans,
     ClientGone,
 }
 

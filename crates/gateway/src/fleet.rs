@@ -229,6 +229,7 @@ const fn failure_reason(failure: Failure) -> &'static str {
         Failure::Draining => "draining",
         Failure::Answered => "answered",
         Failure::ClientGone => "client_gone",
+        Failure::NoSocket => "no_socket",
     }
 }
 

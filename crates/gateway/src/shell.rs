@@ -189,3 +189,17 @@ fn prefix_of(ip: IpAddr) -> u64 {
         IpAddr::V6(ip) => (u128::from(ip) >> 64) as u64,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_is_an_address_of_ipv4_and_a_network_of_ipv6() {
+        let prefix = |text: &str| prefix_of(text.parse().unwrap());
+        assert_ne!(prefix("192.0.2.1"), prefix("192.0.2.2"));
+        assert_eq!(prefix("192.0.2.1"), prefix("::ffff:192.0.2.1"));
+        assert_eq!(prefix("2001:db8:0:1::1"), prefix("2001:db8:0:1:ffff::2"));
+        assert_ne!(prefix("2001:db8:0:1::1"), prefix("2001:db8:0:2::1"));
+    }
+}

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use evenkeel_gateway::Limits;
+use evenkeel_runtime::Phase;
 
 use crate::kit::{
     Gate, Server, Setup, handshake, nobody, read_end, read_exact, read_head, server, wait_until,
@@ -157,4 +158,16 @@ fn connections_above_the_bound_get_503_at_once() {
         client.write_all(&handshake("/")).unwrap();
         read_head(&mut client).starts_with("HTTP/1.1 101 ")
     });
+}
+
+#[test]
+fn a_gateway_that_drains_takes_no_new_clients_and_keeps_those_it_has() {
+    let target = Server::echo();
+    let gate = Gate::new(vec![server("a", target.addr)]);
+    let mut client = gate.open();
+    gate.trigger.advance(Phase::Drain);
+    wait_until("nobody listens", || std::net::TcpStream::connect(gate.addr).is_err());
+    let message = crate::kit::frame(true, 1, true, b"still here");
+    client.write_all(&message).unwrap();
+    assert_eq!(read_exact(&mut client, message.len()), message);
 }
