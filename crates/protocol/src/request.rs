@@ -317,12 +317,15 @@ impl<'a> Fields<'a> {
         match lower {
             "origin" => once(&mut self.origin, value, RequestError::Field("Origin twice or malformed"))?,
             "sec-websocket-protocol" => {
-                let value = text(value).filter(|value| list(value).all(is_token));
-                let value = value.ok_or(RequestError::Field("a malformed Sec-WebSocket-Protocol"))?;
+                let value = text(value)
+                    .filter(|value| list(value).next().is_some() && list(value).all(is_token))
+                    .ok_or(RequestError::Field("a malformed Sec-WebSocket-Protocol"))?;
                 append(&mut self.protocols, value);
             }
             "sec-websocket-extensions" => {
-                let value = text(value).ok_or(RequestError::Field("a malformed Sec-WebSocket-Extensions"))?;
+                let value = text(value)
+                    .filter(|value| list(value).next().is_some() && list(value).all(is_offer))
+                    .ok_or(RequestError::Field("a malformed Sec-WebSocket-Extensions"))?;
                 append(&mut self.extensions, value);
             }
             "authorization" if self.end_to_end.iter().any(|(other, _)| other.eq_ignore_ascii_case(name)) => {
@@ -341,6 +344,9 @@ impl<'a> Fields<'a> {
             return Err(RequestError::WebSocketVersion);
         }
         let key = self.key.filter(|key| is_key(key)).ok_or(RequestError::Key)?;
+        if has_twin(&self.protocols) {
+            return Err(RequestError::Field("a subprotocol offered twice"));
+        }
         let mut fields = Vec::with_capacity(256);
         for (name, value) in &self.end_to_end {
             if !self.connection.iter().any(|nominated| nominated.eq_ignore_ascii_case(name)) {
@@ -428,6 +434,25 @@ fn append(list: &mut String, value: &str) {
         list.push(',');
     }
     list.push_str(value);
+}
+
+/// Whether a list has an element twice; sorted first, so that a long one costs little.
+fn has_twin(names: &str) -> bool {
+    let mut names: Vec<&str> = list(names).collect();
+    names.sort_unstable();
+    names.windows(2).any(|pair| pair[0] == pair[1])
+}
+
+/// An extension with its parameters (RFC 6455 §9.1): `name; flag; key=value`, a value maybe in quotes.
+fn is_offer(offer: &str) -> bool {
+    let mut parts = offer.split(';').map(|part| part.trim_matches([' ', '\t']));
+    let is_value =
+        |value: &str| is_token(value.strip_prefix('"').and_then(|v| v.strip_suffix('"')).unwrap_or(value));
+    parts.next().is_some_and(is_token)
+        && parts.all(|part| match part.split_once('=') {
+            Some((key, value)) => is_token(key.trim_end()) && is_value(value.trim_start()),
+            None => is_token(part),
+        })
 }
 
 /// A name or address with an optional port; no user, no list, no path (RFC 9112 §3.2, RFC 3986 §3.2.2).
@@ -541,6 +566,17 @@ mod tests {
     }
 
     #[test]
+    fn offers_of_extensions_may_have_parameters() {
+        for good in [
+            "permessage-deflate",
+            "permessage-deflate; client_max_window_bits, permessage-deflate",
+            "permessage-deflate;server_no_context_takeover; client_max_window_bits=15 , x-y;a=\"b\"",
+        ] {
+            assert!(with(&format!("Sec-WebSocket-Extensions: {good}\r\n")).is_ok(), "{good}");
+        }
+    }
+
+    #[test]
     fn each_refusal_has_the_status_the_rfcs_ask_for() {
         let cases = [
             (GOOD.replace("GET", "POST"), 405),
@@ -563,6 +599,11 @@ mod tests {
             (format!("{GOOD}Content_Length: 5\r\n"), 400),
             (format!("{GOOD}X : y\r\n"), 400),
             (format!("{GOOD}: y\r\n"), 400),
+            (format!("{GOOD}Sec-WebSocket-Protocol: \r\n"), 400),
+            (format!("{GOOD}Sec-WebSocket-Protocol: a, b\r\nSec-WebSocket-Protocol: a\r\n"), 400),
+            (format!("{GOOD}Sec-WebSocket-Extensions: ;;;\r\n"), 400),
+            (format!("{GOOD}Sec-WebSocket-Extensions: a; b=\r\n"), 400),
+            (format!("{GOOD}Sec-WebSocket-Extensions: a b\r\n"), 400),
         ];
         for (head, status) in cases {
             let error = Request::parse(format!("{head}\r\n").as_bytes()).expect_err(&head);
