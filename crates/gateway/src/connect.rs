@@ -96,13 +96,6 @@ pub(crate) fn is_shortage(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|code| shortages.iter().any(|errno| errno.raw_os_error() == code))
 }
 
-/// Whether an error says that this process or machine has no descriptors or memory left for another socket.
-pub(crate) fn is_exhausted(error: &io::Error) -> bool {
-    use rustix::io::Errno;
-    let exhausted = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
-    error.raw_os_error().is_some_and(|code| exhausted.iter().any(|errno| errno.raw_os_error() == code))
-}
-
 /// No delay for small messages; a peer that vanished is noticed. Accepted sockets inherit this from their listener.
 pub(crate) fn prepare(socket: &SockRef<'_>) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;

@@ -229,7 +229,6 @@ const fn failure_reason(failure: Failure) -> &'static str {
         Failure::Draining => "draining",
         Failure::Answered => "answered",
         Failure::ClientGone => "client_gone",
-        Failure::NoSocket => "no_socket",
     }
 }
 
