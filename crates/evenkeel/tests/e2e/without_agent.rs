@@ -39,8 +39,7 @@ async fn the_gateway_drains_a_server_without_agent_at_the_configured_pace() {
     let ended = crowd.ended();
     assert_eq!(ended.len(), held);
     assert!(ended.iter().all(|ended| ended.server == "b" && ended.close.code == Some(1012)), "{ended:?}");
-    let rate = crate::drain::rate(&ended);
-    assert!((PACE * 0.9..=PACE * 1.1).contains(&rate), "{rate:.2} closes a second, configured are {PACE}");
+    crate::drain::assert_pace(&ended, PACE);
     assert!(crowd.placed().iter().all(|placed| placed.begun <= acknowledged || placed.server != "b"));
     crowd.echo().await;
 }
