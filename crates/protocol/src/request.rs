@@ -610,4 +610,43 @@ mod tests {
             assert_eq!(error.status(), status, "{error} for {head}");
         }
     }
+
+    proptest::proptest! {
+        /// Whatever damage passes, the head that is written has one reading: it ends where it ends, and reading it
+        /// again gives the same handshake and the same head.
+        #[test]
+        fn what_is_accepted_is_written_with_one_reading(
+            edits in proptest::collection::vec((proptest::prelude::any::<proptest::sample::Index>(), 0u8..4, proptest::prelude::any::<u8>()), 0..4),
+            extra in proptest::sample::select(vec![
+                "", "Cookie: a=b\r\n", "X-A:\t b \r\n", "Connection: X-B\r\nX-B: c\r\n", "Sec-WebSocket-Protocol: a,,b\r\n", "Te: x\r\n",
+            ]),
+        ) {
+            let mut head = format!("{GOOD}{extra}\r\n").into_bytes();
+            for (at, kind, byte) in edits {
+                let at = at.index(head.len());
+                match kind {
+                    0 => head[at] = byte,
+                    1 => head.insert(at, byte),
+                    2 => drop(head.remove(at)),
+                    _ => head.insert(at, b"\r\n: ,;\t_"[usize::from(byte) % 8]),
+                }
+            }
+            let mut scan = crate::head::HeadScan::new(crate::head::HeadOf::Request);
+            if let Ok(Some(range)) = scan.find(&head)
+                && let Ok(request) = Request::parse(&head[range])
+            {
+                let peer = Peer { ip: IpAddr::from([192, 0, 2, 1]), scheme: Scheme::Ws };
+                let written = request.head_for("", &peer);
+                let mut scan = crate::head::HeadScan::new(crate::head::HeadOf::Request);
+                proptest::prop_assert_eq!(scan.find(&written), Ok(Some(0..written.len())));
+                let again = Request::parse(&written).expect("what we write can be read");
+                proptest::prop_assert_eq!(again.head_for("", &peer), written);
+            }
+        }
+
+        #[test]
+        fn no_bytes_panic(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300)) {
+            let _ = Request::parse(&bytes);
+        }
+    }
 }

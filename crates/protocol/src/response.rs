@@ -413,4 +413,24 @@ mod tests {
         );
         assert_eq!(read("HTTP/1.1 404 No\r\nContent-Length: +3\r\n"), Err(ResponseError::Length));
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_damage_to_an_answer_panics(
+            edits in proptest::collection::vec((proptest::prelude::any::<proptest::sample::Index>(), proptest::prelude::any::<u8>()), 0..4),
+            chunked in proptest::prelude::any::<bool>(),
+            body in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..100),
+        ) {
+            let refusal = "HTTP/1.1 404 No\r\nTransfer-Encoding: chunked\r\nServer: x\r\n";
+            let mut head = format!("{}\r\n", if chunked { refusal } else { GOOD }).into_bytes();
+            for (at, byte) in edits {
+                let at = at.index(head.len());
+                head[at] = byte;
+            }
+            if let Ok(Answered::Refused(refused)) = read_answer(&head, &request(), "c1") {
+                let _ = refused.is_whole(&body);
+                let _ = refused.answer(&body);
+            }
+        }
+    }
 }
