@@ -191,7 +191,7 @@ fn one_fast_sender_does_not_starve_the_others() {
     let stopped = std::sync::Arc::clone(&stop);
     let writer = std::thread::spawn(move || {
         let message = frame(true, 2, true, &[1; 60_000]);
-        while !stopped.load(std::sync::atomic::Ordering::SeqCst) && fast.write_all(&message).is_ok() {}
+        while fast.write_all(&message).is_ok() && !stopped.load(std::sync::atomic::Ordering::SeqCst) {}
         let _ = fast.shutdown(Shutdown::Write);
     });
     let drain = std::thread::spawn(move || read_end(&mut reader).len());
