@@ -59,7 +59,7 @@ pub(crate) enum AdminError {
         why: String,
     },
     /// The token cannot be read.
-    #[error("could not read the admin token {}: {source}", path.display())]
+    #[error("could not read the admin token {}", path.display())]
     Token {
         /// The file.
         path: PathBuf,
@@ -263,6 +263,13 @@ fn refused(status: StatusCode, body: &Value) -> AdminError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn missing_token_is_said_once() {
+        let error = anyhow::Error::from(read_token(Path::new("/nonexistent/token")).unwrap_err());
+        let text = format!("{error:#}");
+        assert!(text.contains("/nonexistent/token") && text.matches("os error").count() == 1, "{text}");
+    }
 
     #[test]
     fn admin_is_found_by_url_or_by_address() {

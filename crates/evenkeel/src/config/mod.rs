@@ -55,12 +55,12 @@ pub(crate) enum ConfigError {
         source: std::io::Error,
     },
     /// It is no TOML, or has keys that do not exist.
-    #[error("could not take {name} as configuration: {}", source.to_string().trim_end())]
+    #[error("could not take {name} as configuration: {why}")]
     Parse {
         /// The file's name.
         name: String,
         /// Line, column and what is wrong.
-        source: Box<toml::de::Error>,
+        why: String,
     },
     /// Values are wrong.
     #[error("could not take {name} as configuration: {}", Listed(problems))]
@@ -101,8 +101,10 @@ pub(crate) fn from_text(
     base: &Path,
     overrides: &Overrides,
 ) -> Result<Settings, ConfigError> {
-    let raw: RawFile = toml::from_str(text)
-        .map_err(|source| ConfigError::Parse { name: name.to_owned(), source: Box::new(source) })?;
+    let raw: RawFile = toml::from_str(text).map_err(|error| ConfigError::Parse {
+        name: name.to_owned(),
+        why: error.to_string().trim_end().to_owned(),
+    })?;
     from_raw(raw, name, base, overrides)
 }
 
@@ -202,12 +204,14 @@ mod tests {
         for path in files {
             let text = std::fs::read_to_string(&path).unwrap();
             let error = load(&path, &Overrides::default()).map(drop).expect_err(&path.display().to_string());
-            let error = error.to_string();
+            // As the command line prints it, with all its sources.
+            let error = format!("{:#}", anyhow::Error::from(error));
             let expected: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# expect: ")).collect();
             assert!(!expected.is_empty(), "{} expects nothing", path.display());
             for part in expected {
                 assert!(error.contains(part), "{} lacks {part:?}:\n{error}", path.display());
             }
+            assert!(error.matches("TOML parse error").count() <= 1, "said twice:\n{error}");
         }
     }
 
