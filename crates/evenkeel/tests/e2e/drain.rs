@@ -40,7 +40,7 @@ async fn a_drain_empties_at_its_pace_with_1012_and_takes_nobody_after_the_acknow
     let mut crowd = Crowd::returning_to(evenkeel.gateway);
     crowd.join(600).await;
     let held = crowd.on("b");
-    assert!((199..=201).contains(&held), "{:?}", crowd.by_server());
+    assert!((150..=250).contains(&held), "{:?}", crowd.by_server());
 
     let ordered = world.run(&["drain", "b", "-c", CONFIG]);
     assert_eq!(ordered.code, Some(0), "{ordered:?}");
@@ -75,14 +75,15 @@ async fn a_drain_waits_softly_and_undrain_ends_it_before_anybody_was_closed() {
     world.join(&evenkeel, &["a", "b"]).await;
     let mut crowd = Crowd::at(evenkeel.gateway);
     crowd.join(40).await;
+    let held = crowd.on("b");
     assert_eq!(world.run(&["drain", "b", "-c", CONFIG]).code, Some(0));
     evenkeel.wait_state("b", "draining", Duration::from_secs(5)).await;
     crowd.join(10).await;
-    assert_eq!(crowd.on("b"), 20, "a draining server takes nobody");
+    assert_eq!(crowd.on("b"), held, "a draining server takes nobody");
     assert_eq!(world.run(&["undrain", "b", "-c", CONFIG]).code, Some(0));
     evenkeel.wait_state("b", "active", Duration::from_secs(5)).await;
     crowd.join(10).await;
-    assert!(crowd.on("b") > 20, "after undrain it takes connections: {:?}", crowd.by_server());
+    assert!(crowd.on("b") > held, "after undrain it takes connections: {:?}", crowd.by_server());
     assert!(crowd.ended().is_empty(), "{:?}", crowd.ended());
 }
 

