@@ -189,7 +189,8 @@ impl Default for HealthConfig {
 pub struct PlaceConfig {
     /// The rule.
     pub pick: PickRule,
-    /// Placements per second that one server admits over all gateways. Default 200.
+    /// Placements per second that a server of mean capacity admits over all gateways; larger and smaller ones admit
+    /// in proportion, a tenth to four times as many. Default 200.
     pub admit_per_s: PerSecond,
     /// Burst of the credit as time at the full rate, at least one placement. Default 100 ms.
     pub admit_burst: Duration,

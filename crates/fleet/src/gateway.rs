@@ -33,6 +33,9 @@ use slot::Slot;
 /// Targets are computed anew after this at the latest. Default 100 ms: counts between are current anyway, and a
 /// target moves by what arrives in that time. Shorter costs CPU with thousands of servers.
 pub const REFRESH: Duration = Duration::from_millis(100);
+/// What a large and a small server admit at the most and at the least, as a part of what one of mean size admits:
+/// a claim of size is only a claim, and a small one may be all that is left.
+const CREDIT_BY_SIZE: (f64, f64) = (0.1, 4.0);
 /// With nothing open, a server that is dead by this gateway's own evidence is tried so often at most.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// After so long without a snapshot the controller counts as gone and its word on health as old.
@@ -548,7 +551,9 @@ impl Gateway {
         server.pending = Connections(seat.pending);
     }
 
-    /// Each server's rate here: its own, this gateway's share, slow start relative to the fleet.
+    /// Each server's rate here: its own by its size, this gateway's share, slow start relative to the fleet.
+    /// By size, because arrivals beyond all credit fill servers by their credit: with equal credit the small one
+    /// would be filled as fast as the large one, whatever their targets.
     fn refresh_credit(&mut self, snapshot: &Snapshot, now: Instant) {
         let place = &snapshot.place;
         let factor =
@@ -557,9 +562,16 @@ impl Gateway {
         let largest = self.listed.iter().filter(open).map(|index| factor(&self.slots[*index as usize]));
         let largest = largest.fold(0.0, f64::max).max(1e-9);
         let share = 1.0 / f64::from(snapshot.gateways.max(1));
+        let size = |slot: &Slot| f64::from(slot.view.capacity.get());
+        let (servers, sizes) = (self.listed.iter().filter(open))
+            .fold((0.0, 0.0), |(servers, sizes), index| {
+                (servers + 1.0, sizes + size(&self.slots[*index as usize]))
+            });
+        let mean = (sizes / f64::max(servers, 1.0)).max(1.0);
         for index in &self.listed {
             let slot = &mut self.slots[*index as usize];
-            let part = (factor(slot) / largest).min(1.0) * share;
+            let by_size = (size(slot) / mean).clamp(CREDIT_BY_SIZE.0, CREDIT_BY_SIZE.1);
+            let part = (factor(slot) / largest).min(1.0) * share * by_size;
             slot.rate = Rate::new(PerSecond::new(slot.view.admit.get() * part), place.admit_burst);
             let seat = &mut self.seats[*index as usize];
             seat.arrival_at = slot.credit.arrival_at(&slot.rate);

@@ -415,6 +415,36 @@ fn credit_bounds_what_one_server_takes_and_says_when_there_is_more() {
 }
 
 #[test]
+fn servers_of_unequal_size_fill_by_their_size_also_where_credit_is_short() {
+    let mut front = Front::new(vec![server("a", 1_000), server("b", 3_000), server("c", 4_000)]);
+    while front.now < 2_000 {
+        match front.place() {
+            Ok(placement) => front.gateway.connected(placement.id, front.now()),
+            Err(_) => front.pass(1),
+        }
+    }
+    let counts: Vec<u32> = front.counts().iter().map(|(live, _)| *live).collect();
+    let total: u32 = counts.iter().sum();
+    assert!((1_200..=1_270).contains(&total), "{counts:?}: 600/s and a burst of 60");
+    for (count, eighths) in counts.iter().zip([1, 3, 4]) {
+        assert!(count.abs_diff(total * eighths / 8) <= 4, "{counts:?}");
+    }
+}
+
+#[test]
+fn a_server_that_calls_itself_huge_admits_four_times_the_rate_at_most() {
+    let servers = (0..9).map(|i| server(&alloc::format!("s{i}"), 100));
+    let mut front = Front::new(servers.chain([server("z", 100_000_000)]).collect());
+    while front.now < 1_000 {
+        match front.place() {
+            Ok(placement) => front.gateway.connected(placement.id, front.now()),
+            Err(_) => front.pass(1),
+        }
+    }
+    assert!((800..=880).contains(&front.counts()[9].0), "{:?}", front.counts());
+}
+
+#[test]
 fn gateways_split_the_credit() {
     let mut front = Front::with(snapshot_of(vec![server("a", 10_000)], 8, at(0)));
     let mut placed = 0;
