@@ -322,7 +322,7 @@ pub enum Input {
 pub enum Output {
     /// Store before anything that follows.
     Persist(ServerRecord),
-    /// Forget a server that is gone.
+    /// Forget a server that is gone: what is stored of it, if anything is, and what the shell remembers.
     Forget(ServerId),
     /// Store the fixed number of servers.
     PersistFixed(Option<u32>),

@@ -263,9 +263,11 @@ impl Fleet {
         }
     }
 
-    /// Forgets a server that the machine has forgotten.
+    /// Forgets a server that the machine has forgotten. A link that is still there ends, so that its agent says anew
+    /// who it is.
     pub(super) fn forget(&mut self, server: &ServerId) {
         self.memory.registered.remove(server);
+        self.memory.links.remove(server);
         if self.settings.servers.iter().all(|configured| configured.id != *server) {
             self.owners.release(server, &self.settings.policy.id);
         }

@@ -345,10 +345,8 @@ impl Controller {
 
     /// Forgets a server.
     pub(super) fn forget(&mut self, server: &ServerId, now: Instant) {
-        if let Some(member) = self.members.remove(server) {
-            if member.stored {
-                self.put(Output::Forget(server.clone()));
-            }
+        if self.members.remove(server).is_some() {
+            self.put(Output::Forget(server.clone()));
             self.changed(Publish::Now, now);
         }
     }

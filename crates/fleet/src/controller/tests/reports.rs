@@ -86,6 +86,8 @@ fn a_server_that_nobody_lists_is_forgotten_but_not_what_an_operator_ordered_of_i
         world.controller.servers(world.now).into_iter().map(|status| status.id).collect();
     assert_eq!(known, [id("b")]);
     assert_eq!(world.kinds("left"), 1);
+    // The shell remembers more of a server than what is stored, so it must hear of every one that is gone.
+    assert!(world.outputs.contains(&Output::Forget(id("a"))));
 }
 
 #[test]
