@@ -66,6 +66,16 @@ pub(crate) enum AdminError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// It wants a token, and there is none.
+    #[error(
+        "could not ask: the controller wants its admin token, and there is no {}; name it with --token-file FILE, \
+         or run this where `evenkeel serve` runs",
+        path.display()
+    )]
+    NoToken {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
     /// The URL is none.
     #[error("could not take {0:?} as admin listener: give a URL such as http://127.0.0.1:9900")]
     Url(String),
@@ -81,7 +91,7 @@ impl AdminError {
             Self::Unreachable { .. } => exit::UNREACHABLE,
             Self::Refused { .. } => exit::REFUSED,
             Self::Answer { .. } => exit::FAILED,
-            Self::Token { .. } | Self::Url(_) | Self::Config(_) => exit::USAGE,
+            Self::Token { .. } | Self::NoToken { .. } | Self::Url(_) | Self::Config(_) => exit::USAGE,
         }
     }
 }
@@ -91,6 +101,8 @@ impl AdminError {
 pub(crate) struct Admin {
     authority: String,
     token: Option<String>,
+    /// Where a token was looked for, to say so if one is wanted.
+    token_file: Option<PathBuf>,
     tasks: Tasks,
 }
 
@@ -107,12 +119,13 @@ impl Admin {
             // Reading what a file without token can show is no reason to fail; an order then says so.
             None => read_token(&settings.admin.token_file).ok(),
         };
-        Ok(Self { authority, token, tasks: Tasks::new() })
+        let token_file = Some(args.token_file.clone().unwrap_or(settings.admin.token_file));
+        Ok(Self { authority, token, token_file, tasks: Tasks::new() })
     }
 
     /// One that is known already.
     pub(crate) fn at(authority: String, token: String) -> Self {
-        Self { authority, token: Some(token), tasks: Tasks::new() }
+        Self { authority, token: Some(token), token_file: None, tasks: Tasks::new() }
     }
 
     /// Asks.
@@ -137,7 +150,17 @@ impl Admin {
         if status.is_success() {
             return value.map_err(|error| self.answer(&error.to_string()));
         }
-        Err(refused(status, &value.unwrap_or_default()))
+        Err(self.refused(status, &value.unwrap_or_default()))
+    }
+
+    /// What a refusal means; without a token it is the token that is missing.
+    fn refused(&self, status: StatusCode, body: &Value) -> AdminError {
+        match &self.token_file {
+            Some(path) if status == StatusCode::UNAUTHORIZED && self.token.is_none() => {
+                AdminError::NoToken { path: path.clone() }
+            }
+            _ => refused(status, body),
+        }
     }
 
     /// Sends one request on a fresh connection.
@@ -181,7 +204,7 @@ impl Admin {
     ) -> Result<(), AdminError> {
         let response = self.send(Method::GET, path, None).await?;
         if !response.status().is_success() {
-            return Err(refused(response.status(), &Value::Null));
+            return Err(self.refused(response.status(), &Value::Null));
         }
         let mut body = response.into_body();
         let mut rest = Vec::new();
@@ -285,5 +308,20 @@ mod tests {
         ] {
             assert_eq!(authority(text).as_deref(), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn refusal_without_a_token_names_the_file_and_the_flag() {
+        let admin = |token: Option<&str>| Admin {
+            authority: String::from("127.0.0.1:9900"),
+            token: token.map(str::to_owned),
+            token_file: Some(PathBuf::from("./admin.token")),
+            tasks: Tasks::new(),
+        };
+        let without = admin(None).refused(StatusCode::UNAUTHORIZED, &Value::Null);
+        assert_eq!(without.exit(), exit::USAGE);
+        assert!(without.to_string().contains("./admin.token; name it with --token-file"), "{without}");
+        let wrong = admin(Some("x")).refused(StatusCode::UNAUTHORIZED, &Value::Null);
+        assert_eq!(wrong.exit(), exit::REFUSED);
     }
 }

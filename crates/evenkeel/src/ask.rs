@@ -22,7 +22,8 @@ pub(crate) async fn servers(args: &AdminArgs) -> anyhow::Result<u8> {
         return json(&answer);
     }
     let servers: Vec<Server> = read(answer)?;
-    write(&servers_table(&servers));
+    let several = servers.iter().any(|server| server.fleet != servers[0].fleet);
+    write(&servers_table(&servers, several));
     Ok(exit::OK)
 }
 
@@ -50,7 +51,7 @@ pub(crate) async fn status(args: &AdminArgs) -> anyhow::Result<u8> {
             fleet.level
         );
         let own: Vec<Server> = servers.iter().filter(|server| server.fleet == fleet.id).cloned().collect();
-        write(&indent(&servers_table(&own)));
+        write(&indent(&servers_table(&own, false)));
         for server in own.iter().filter(|server| server.trouble.is_some()) {
             let trouble = server.trouble.as_deref().unwrap_or_default();
             write(&indent(&format!("{}: {trouble}\n", server.id)));
@@ -121,39 +122,50 @@ pub(crate) async fn events(args: &EventsArgs) -> anyhow::Result<u8> {
     Ok(exit::OK)
 }
 
-/// All servers, one a line.
-pub(crate) fn servers_table(servers: &[Server]) -> String {
+/// Servers, one a line; with their fleet where several may be listed.
+fn servers_table(servers: &[Server], with_fleet: bool) -> String {
     if servers.is_empty() {
         return String::from("no servers\n");
     }
-    let head =
-        ["SERVER", "FLEET", "STATE", "HEALTH", "CONNS", "PENDING", "TARGET", "CAPACITY", "SCORE", "BOUND BY"];
+    let mut head =
+        vec!["SERVER", "STATE", "HEALTH", "CONNS", "PENDING", "TARGET", "CAPACITY", "SCORE", "BOUND BY"];
+    if with_fleet {
+        head.insert(1, "FLEET");
+    }
     let row = |server: &Server| {
-        let state = match &server.phase {
-            Some(phase) => format!("{} ({phase})", server.state),
-            None => server.state.clone(),
-        };
-        let assumed = if server.capacity_assumed { " assumed" } else { "" };
-        vec![
+        let assumed = if server.capacity_assumed { "~" } else { "" };
+        let mut row = vec![
             server.id.clone(),
-            server.fleet.clone(),
-            state,
+            state(server),
             server.health.clone(),
             server.connections.to_string(),
             server.pending.to_string(),
             server.target.to_string(),
-            format!("{}{assumed}", server.capacity),
+            format!("{assumed}{}", server.capacity),
             score(server),
             server.bound_by.clone().unwrap_or_else(|| String::from("-")),
-        ]
+        ];
+        if with_fleet {
+            row.insert(1, server.fleet.clone());
+        }
+        row
     };
     table(&head, &servers.iter().map(row).collect::<Vec<_>>())
+}
+
+/// The state, and of a drain under way its phase.
+fn state(server: &Server) -> String {
+    match &server.phase {
+        Some(phase) if server.state == "draining" => format!("{}/{phase}", server.state),
+        _ => server.state.clone(),
+    }
 }
 
 /// The score and the term that made it.
 fn score(server: &Server) -> String {
     let largest = server.terms.iter().max_by(|a, b| a.value.total_cmp(&b.value));
     match largest {
+        Some(term) if term.name == "connections" => format!("{:.2} conns", server.score),
         Some(term) => format!("{:.2} {}", server.score, term.name),
         None => format!("{:.2}", server.score),
     }
@@ -161,8 +173,8 @@ fn score(server: &Server) -> String {
 
 /// One event for people.
 pub(crate) fn event_line(event: &EventLine) -> String {
-    let server = event.server.as_ref().map(|server| format!(" {server}")).unwrap_or_default();
-    format!("{} {}{server} {}: {}", clock_time(event.at_ms), event.fleet, event.kind, event.text)
+    let text = about(event.server.as_deref(), &event.text);
+    format!("{} {} {}: {text}", clock_time(event.at_ms), event.fleet, event.kind)
 }
 
 fn read_event(event: Value) -> Result<String, AdminError> {
@@ -172,9 +184,15 @@ fn read_event(event: Value) -> Result<String, AdminError> {
 }
 
 fn reason_line(reason: &Reason) -> String {
-    match &reason.server {
-        Some(server) => format!("{server}: {} [{}]", reason.text, reason.reason),
-        None => format!("{} [{}]", reason.text, reason.reason),
+    format!("{} [{}]", about(reason.server.as_deref(), &reason.text), reason.reason)
+}
+
+/// A sentence about a server; most name it themselves, the others get it in front.
+fn about(server: Option<&str>, text: &str) -> String {
+    let named = |server: &str| text.split_whitespace().any(|word| word.trim_end_matches(':') == server);
+    match server {
+        Some(server) if !named(server) => format!("{server}: {text}"),
+        _ => text.to_owned(),
     }
 }
 
@@ -214,6 +232,36 @@ mod tests {
             kind: String::from("draining"),
             text: String::from("ordered by an operator"),
         };
-        assert_eq!(event_line(&event), "01:02:03.004Z chat a draining: ordered by an operator");
+        assert_eq!(event_line(&event), "01:02:03.004Z chat draining: a: ordered by an operator");
+        let event = EventLine { text: String::from("a drains 7 connections"), ..event };
+        assert_eq!(event_line(&event), "01:02:03.004Z chat draining: a drains 7 connections");
+    }
+
+    fn server(state: &str, phase: Option<&str>) -> Server {
+        serde_json::from_value(serde_json::json!({
+            "id": "chat-12", "fleet": "servers", "state": state, "health": "suspect", "phase": phase,
+            "connections": 10000, "pending": 12, "target": 12500, "score": 0.8, "capacity": 10000,
+            "capacity_assumed": true, "terms": [{ "name": "connections", "value": 0.8, "elastic": true }],
+            "bound_by": "operator", "url": "ws://127.0.0.1:1", "inc": 0, "silent_ms": 0, "trouble": null,
+            "desired": { "epoch": 1, "gen": 1, "lease_ms": 5000, "state": "draining", "target": 0,
+                         "moves_per_s": 0.0, "deadline_ms": null, "select": "idle" },
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn tables_fit_100_columns_with_long_words_and_five_digit_counts() {
+        let servers = [server("draining", Some("closing")), server("active", None)];
+        for (with_fleet, indented) in [(true, 0), (false, 2)] {
+            let text = servers_table(&servers, with_fleet);
+            let widest = text.lines().map(|line| line.chars().count() + indented).max().unwrap();
+            assert!(widest <= 100, "{widest} columns\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_drained_server_is_in_no_phase_of_a_drain() {
+        assert_eq!(state(&server("draining", Some("soft"))), "draining/soft");
+        assert_eq!(state(&server("drained", Some("soft"))), "drained");
     }
 }

@@ -61,6 +61,9 @@ pub(crate) enum Command {
     /// Show the fleets at a glance: servers, load, what is going on
     Status(AskArgs),
     /// List servers with state, counts, targets and scores
+    #[command(after_help = "\
+CAPACITY with ~ is assumed: the server declares none (capacity.assumed). SCORE is 1 when full, with
+the measure that made it. BOUND BY is the ceiling that keeps TARGET low.")]
     Servers(AskArgs),
     /// Empty a server: no new connections, those it has are moved at the fleet's pace
     Drain(DrainArgs),
@@ -239,9 +242,9 @@ Examples:
   evenkeel drain chat-3
   evenkeel drain chat-3 --wait --wait-timeout 15m && ssh chat-3 reboot
 
-Exits 0 once the order is durable and this controller's gateways obey it, with --wait once the server is
-empty; 3 when it is refused, for example because the other servers have no room (--force drains all the
-same), 1 when --wait-timeout passes first.")]
+Exits 0 once the order is durable and this controller's gateways obey it, with --wait once the
+server is empty; 3 when it is refused, for example because the other servers have no room
+(--force drains all the same), 1 when --wait-timeout passes first.")]
 pub(crate) struct DrainArgs {
     /// Server id, as `evenkeel servers` lists it
     pub(crate) id: String,

@@ -9,7 +9,8 @@ pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     for row in rows {
         for (column, cell) in row.iter().enumerate().take(head.len()) {
             widths[column] = widths[column].max(cell.chars().count());
-            numeric[column] &= cell == "-" || cell.starts_with(|c: char| c.is_ascii_digit());
+            numeric[column] &=
+                cell == "-" || cell.trim_start_matches('~').starts_with(|c: char| c.is_ascii_digit());
         }
     }
     let head: Vec<String> = head.iter().map(|cell| (*cell).to_owned()).collect();

@@ -95,7 +95,7 @@ fn gateway(raw: &RawGateway, into: &mut Gateway, problems: &mut Problems) {
     }
     let addr = |text: &str| text.parse::<SocketAddr>().ok();
     if let Some(listen) = r.list("listen", raw.listen.as_ref(), addr, ADDR_ALLOWED, "127.0.0.1:8080") {
-        if listen.is_empty() {
+        if raw.listen.as_ref().and_then(Value::as_array).is_some_and(Vec::is_empty) {
             let raw = Value::Array(Vec::new());
             r.problems.note(
                 r.at.key("listen"),
@@ -223,7 +223,7 @@ fn fleets(raw: Option<&Named<RawFleet>>, base: &Path, problems: &mut Problems) -
     }
     if raw.is_none_or(BTreeMap::is_empty) {
         let allowed = "at least one fleet is needed";
-        let example = "[fleets.chat]\nservers = [{ id = \"a\", url = \"ws://127.0.0.1:9001\" }]";
+        let example = "fleets.chat.servers = [{ id = \"a\", url = \"ws://127.0.0.1:9001\" }]";
         problems.missing(String::from("fleets"), allowed, example);
     }
     fleets
@@ -258,6 +258,13 @@ fn fleet(id: FleetId, raw: &RawFleet, at: &At<'_>, base: &Path, problems: &mut P
     silence(raw, &at.table("health"), &mut fleet, problems);
     if let Some(raw) = &raw.provider {
         fleet.provider = provider(raw, base, Reader { at: at.table("provider"), problems });
+    } else if raw.scale.is_some() {
+        let allowed = "only a provider starts and stops servers; leave scale out, or add one";
+        problems.missing(
+            at.key("provider"),
+            allowed,
+            &format!("kind = \"process\", command = {COMMAND_EXAMPLE}"),
+        );
     }
     fleet
 }
@@ -351,18 +358,12 @@ fn provider(raw: &RawProvider, base: &Path, mut r: Reader<'_>) -> Option<Process
         return None;
     }
     let allowed = "texts: a program and its arguments, with {port} and {id} where they are wanted";
-    require(&mut r, "command", raw.command.as_ref(), allowed, "my-server");
+    if raw.command.is_none() {
+        r.problems.missing(r.at.key("command"), allowed, &format!("command = {COMMAND_EXAMPLE}"));
+    }
     let text = |text: &str| (!text.contains('\0')).then(|| text.to_owned());
     let command = r.list("command", raw.command.as_ref(), text, allowed, "my-server").unwrap_or_default();
-    if raw.command.is_some() && command.first().is_none_or(String::is_empty) {
-        let empty = Value::Array(Vec::new());
-        r.problems.note(
-            r.at.key("command"),
-            &empty,
-            format!("allowed is a list of {allowed}"),
-            COMMAND_EXAMPLE,
-        );
-    }
+    command_can_run(raw, &command, allowed, &mut r);
     let mut process =
         Process { command, env: BTreeMap::new(), grace: Duration::from_secs(10), log_dir: None };
     for (name, value) in raw.env.iter().flatten() {
@@ -376,6 +377,24 @@ fn provider(raw: &RawProvider, base: &Path, mut r: Reader<'_>) -> Option<Process
     Some(process)
 }
 
+/// Refuses what would start nothing, or a server that cannot know its port.
+fn command_can_run(raw: &RawProvider, command: &[String], allowed: &str, r: &mut Reader<'_>) {
+    let Some(given) = &raw.command else { return };
+    let key = r.at.key("command");
+    let no_shell = given.as_str().is_some_and(|text| text.contains(char::is_whitespace));
+    if no_shell || command.first().is_none_or(String::is_empty) {
+        let allowed = format!("allowed is a list of {allowed}; no shell splits a text");
+        return r.problems.note(key, given, allowed, COMMAND_EXAMPLE);
+    }
+    let in_env = |value: &Value| value.as_str().is_some_and(|text| text.contains("{port}"));
+    let knows = command.iter().any(|word| word.contains("{port}"))
+        || raw.env.iter().flatten().any(|(_, value)| in_env(value));
+    if !knows {
+        let allowed = "{port} must stand in it or in env: the server listens on the port that it is given";
+        r.problems.note(key, given, allowed, COMMAND_EXAMPLE);
+    }
+}
+
 fn routes(raw: &[RawRoute], fleets: &BTreeMap<FleetId, Fleet>, problems: &mut Problems) -> Vec<Route> {
     let mut routes = Vec::new();
     for (index, raw) in raw.iter().enumerate() {
@@ -383,7 +402,11 @@ fn routes(raw: &[RawRoute], fleets: &BTreeMap<FleetId, Fleet>, problems: &mut Pr
     }
     if raw.is_empty() && fleets.len() > 1 {
         let allowed = "with more than one fleet, [[routes]] says which host and path goes to which";
-        problems.missing(String::from("routes"), allowed, "[[routes]]\npath = \"/chat\"\nfleet = \"chat\"");
+        problems.missing(
+            String::from("routes"),
+            allowed,
+            "routes = [{ path = \"/chat\", fleet = \"chat\" }]",
+        );
     }
     routes
 }

@@ -119,7 +119,7 @@ fn introduction(args: &DemoArgs, settings: &Settings, gateway: SocketAddr, admin
     let times = fleet.map(|fleet| {
         let (law, scale) = (&fleet.law, fleet.law.scale.clone().unwrap_or_default());
         format!(
-            "times of the control law divided by {}: moves every {} at {}, drains wait {}, slow start {}, scale looks every {} and down after {}",
+            "times of the control law divided by {}: moves every {} at {}, drains wait {}, slow start {},\n  scale looks every {} and down after {}",
             fleet.speed,
             show_duration(law.moves.round),
             law.moves.pace,

@@ -213,10 +213,10 @@ impl Act {
     /// One sentence for people.
     pub(crate) const fn about(self) -> &'static str {
         match self {
-            Self::Grow => "clients come; servers start as the load grows, connections move onto them",
+            Self::Grow => "clients come; servers start, connections move onto them",
             Self::Hold => "all clients are there",
-            Self::Kill => "one server is killed with SIGKILL; its clients come back to others",
-            Self::Drain => "one server is drained on purpose; its clients are moved at a steady pace",
+            Self::Kill => "a server is killed by SIGKILL; its clients come back elsewhere",
+            Self::Drain => "a server is drained; its clients move at a steady pace",
             Self::Fall => "clients go; servers are drained and stopped",
         }
     }

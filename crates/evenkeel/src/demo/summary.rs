@@ -49,7 +49,7 @@ pub(crate) fn text(args: &DemoArgs, told: &Told) -> String {
     ));
     lines.extend(evenness(told).lines().map(|line| format!("    {line}")));
     lines.push(String::from(
-        "    LC: leastconn without moves, same arrivals and servers, from the simulator; everything else was measured",
+        "    LC: leastconn without moves, same arrivals and servers, from the simulator; the rest is measured",
     ));
     lines.push(format!("    over time     {}", over_time(&told.samples, args.duration)));
     lines.push(format!("    LC over time  {}", over_time(&told.leastconn, args.duration)));
@@ -59,11 +59,12 @@ pub(crate) fn text(args: &DemoArgs, told: &Told) -> String {
     lines.push(String::new());
     if told.broken.is_empty() {
         lines.push(String::from(
-            "Every invariant held: nothing was placed on a draining server, no server was stopped while it held connections,",
+            "Every invariant held: nothing was placed on a draining server, no server was stopped while it",
         ));
         lines.push(String::from(
-            "no handshake failed after the kill, no message was lost but on paced closes and on the killed server.",
+            "held connections, no handshake failed after the kill, no message was lost but on paced closes",
         ));
+        lines.push(String::from("and on the killed server."));
     } else {
         lines.push(format!("{} invariant(s) BROKE:", told.broken.len()));
         lines.extend(told.broken.iter().map(|broken| format!("  {broken}")));
