@@ -25,7 +25,8 @@ pub(super) fn open(path: &Path) -> io::Result<(File, u64)> {
     Ok((file, begin))
 }
 
-/// The last lines written since `begin`, joined by ` | `, without control characters. Empty if there are none.
+/// The last lines written since `begin`, joined by ` | `, without what could change how a terminal shows the rest.
+/// Empty if there are none.
 pub(super) fn last_lines(path: &Path, begin: u64) -> String {
     tail(path, begin).map(|bytes| lines_of(&bytes)).unwrap_or_default()
 }
@@ -45,12 +46,18 @@ fn lines_of(bytes: &[u8]) -> String {
     let mut lines: Vec<String> = text
         .lines()
         .rev()
-        .map(|line| line.chars().filter(|c| !c.is_control()).take(LINE_MAX).collect::<String>())
+        .map(|line| line.chars().filter(|c| is_harmless(*c)).take(LINE_MAX).collect::<String>())
         .filter(|line| !line.trim().is_empty())
         .take(LINES)
         .collect();
     lines.reverse();
     lines.join(" | ")
+}
+
+/// Neither a control character nor one that turns the direction of what follows (UAX 9).
+fn is_harmless(c: char) -> bool {
+    !c.is_control()
+        && !matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 #[cfg(test)]
@@ -64,7 +71,7 @@ mod tests {
         let (_file, begin) = open(&path).unwrap();
         assert_eq!(last_lines(&path, begin), "");
         let more: String = (0..2_000).map(|n| format!("line {n}\n")).collect();
-        fs::write(&path, format!("of an earlier process\n{more}\x1b[31mred\x07\n\n")).unwrap();
-        assert_eq!(last_lines(&path, begin), "line 1996 | line 1997 | line 1998 | line 1999 | [31mred");
+        fs::write(&path, format!("of an earlier process\n{more}\x1b[31mred\x07 \u{202e}der\n\n")).unwrap();
+        assert_eq!(last_lines(&path, begin), "line 1996 | line 1997 | line 1998 | line 1999 | [31mred der");
     }
 }

@@ -107,6 +107,15 @@ impl Life {
         tokio::time::timeout(Duration::from_millis(300), self.says.recv()).await.is_err()
     }
 
+    /// The server runs, and it is that process alone. Ends both.
+    async fn has_adopted(mut self, process: &Process) {
+        self.running().await;
+        assert_eq!(self.process(), *process);
+        assert_eq!(leaders(process), [process.pid.unwrap()]);
+        self.handle.stop_all().await;
+        self.end().await;
+    }
+
     /// As a killed controller does: everything of it ends, its servers do not.
     async fn end(self) {
         self.trigger.advance(Phase::Stop);
@@ -311,11 +320,7 @@ async fn server_is_left_alone_while_it_cannot_be_told_whether_it_runs() {
     life.handle.want(id(), Want::Run);
     assert!(life.is_silent().await, "it is neither running nor failed");
     drop(few);
-    life.running().await;
-    assert_eq!(life.process(), before);
-    assert_eq!(leaders(&before), [before.pid.unwrap()]);
-    life.handle.stop_all().await;
-    life.end().await;
+    life.has_adopted(&before).await;
 }
 
 #[tokio::test]
@@ -332,11 +337,7 @@ async fn nothing_starts_while_it_is_not_known_what_runs() {
     life.handle.want(id(), Want::Run);
     assert!(life.is_silent().await);
     life.store.put_process(&fleet(), &before).unwrap();
-    life.running().await;
-    assert_eq!(life.process(), before);
-    assert_eq!(leaders(&before), [before.pid.unwrap()]);
-    life.handle.stop_all().await;
-    life.end().await;
+    life.has_adopted(&before).await;
 }
 
 #[tokio::test]
