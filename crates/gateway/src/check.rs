@@ -43,7 +43,7 @@ pub struct CheckConfig {
     pub kind: CheckKind,
     /// Path asked for by `http` and `websocket`. Default `/`.
     pub path: String,
-    /// Time between two checks. Default 1 s, spread by ± 10 %: silence counts after 1.5 s.
+    /// Time from the start of one check to that of the next. Default 1 s, spread by ± 10 %: silence counts after 1.5 s.
     pub interval: Duration,
     /// Longest time for one check. Default 1 s.
     pub timeout: Duration,
@@ -138,33 +138,39 @@ struct Check {
 impl Check {
     async fn run(mut self) {
         let clock = self.shell.clock;
-        let mut state = Streak::default();
+        let mut streak = Streak::default();
         loop {
-            let asked = ask(&self.url, &self.config, clock);
-            let outcome = tokio::select! { biased;
-                outcome = asked => outcome,
-                () = clock.sleep(self.config.timeout) => Err("no answer in time".to_owned()),
-            };
-            match outcome {
-                Ok(Passed::NotAsked) => self.shell.metrics.checked("not_asked"),
-                Ok(passed) => {
-                    self.shell.metrics.checked("passed");
-                    self.report(state.take(Ok(()), &self.config));
-                    if let Passed::Open(stream) = passed {
-                        say_goodbye(&stream, clock).await;
-                    }
-                }
-                Err(seen) => {
-                    self.shell.metrics.checked("failed");
-                    self.report(state.take(Err(seen), &self.config));
+            // From start to start: however long a check takes, signs of life come as often as configured.
+            let next = clock.now() + self.rng.jitter(self.config.interval, INTERVAL_SPREAD);
+            if let Some(open) = self.check(&mut streak).await {
+                tokio::select! { biased;
+                    () = say_goodbye(&open, clock) => {}
+                    () = clock.sleep_until(Some(next)) => {}
                 }
             }
-            clock.sleep(self.rng.jitter(self.config.interval, INTERVAL_SPREAD)).await;
+            clock.sleep_until(Some(next)).await;
         }
     }
-}
 
-impl Check {
+    /// Asks and reports once; says what is still open.
+    async fn check(&self, streak: &mut Streak) -> Option<TcpStream> {
+        let clock = self.shell.clock;
+        let asked = ask(&self.url, &self.config, clock);
+        let outcome = tokio::select! { biased;
+            outcome = asked => outcome,
+            () = clock.sleep(self.config.timeout) => Err("no answer in time".to_owned()),
+        };
+        let (name, taken, open) = match outcome {
+            Ok(Passed::NotAsked) => ("not_asked", None, None),
+            Ok(Passed::Closed) => ("passed", streak.take(Ok(()), &self.config), None),
+            Ok(Passed::Open(stream)) => ("passed", streak.take(Ok(()), &self.config), Some(stream)),
+            Err(seen) => ("failed", streak.take(Err(seen), &self.config), None),
+        };
+        self.shell.metrics.checked(name);
+        self.report(taken);
+        open
+    }
+
     fn report(&self, outcome: Option<Result<(), String>>) {
         if let Some(outcome) = outcome {
             let checked = Checked { server: self.server.clone(), outcome };
