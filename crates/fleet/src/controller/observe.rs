@@ -118,7 +118,12 @@ impl Controller {
             }
             Err(why) => {
                 member.pulse.failed_check(&self.config.health);
-                member.trouble = Some(why);
+                // Why its process ended says more than that nobody listens.
+                if member.alive || member.process == Process::NotOurs {
+                    member.trouble = Some(why);
+                } else {
+                    member.trouble.get_or_insert(why);
+                }
             }
         }
         self.judge(&checked.server, now);

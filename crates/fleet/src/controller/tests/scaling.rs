@@ -133,6 +133,8 @@ fn boots_that_fail_in_a_row_stop_creation_and_say_so() {
     world.run(50);
     assert_eq!(world.kinds("scale_up"), created);
     assert!(world.said().contains(&"boots_failed".to_string()), "{:?}", world.said());
+    let outcome = Err("connection refused".to_string());
+    world.handle(Input::Checked(Checked { server: id("chat-1"), outcome }));
     let status = world.status("chat-1");
     assert_eq!(status.trouble.as_deref(), Some("exit status 1: no such file"));
     assert_eq!(status.state, State::Starting);
