@@ -46,13 +46,12 @@ impl Executors {
         now: Instant,
     ) {
         let ours = |server: &&ServerView| server.executor == Executes::Gateways;
-        let listed = |id: &ServerId| snapshot.servers.iter().find(|server| server.id == *id);
-        self.by_server.retain(|id, _| listed(id).as_ref().is_some_and(ours));
+        let mut before = std::mem::take(&mut self.by_server);
         for server in snapshot.servers.iter().filter(ours) {
+            let known = before.remove(&server.id);
             let Some((key, held)) = own(&server.id) else { continue };
-            let fresh = || Entry { key, executor: Executor::new(COUNTED_EACH, now) };
-            let entry = self.by_server.entry(server.id.clone()).or_insert_with(fresh);
-            entry.key = key;
+            let executor = known.map_or_else(|| Executor::new(COUNTED_EACH, now), |entry| entry.executor);
+            let entry = self.by_server.entry(server.id.clone()).or_insert(Entry { key, executor });
             if let Err(older) = entry.executor.take(share(server, held), now) {
                 debug!(server = %server.id, error = %older, "older order refused");
             }

@@ -103,12 +103,11 @@ impl Fleet {
             return;
         }
         inner.machine.install(snapshot, now);
-        inner.targets.retain(|url, _| snapshot.servers.iter().any(|server| server.url == *url));
+        let mut before = std::mem::take(&mut inner.targets);
         for server in &snapshot.servers {
-            inner
-                .targets
-                .entry(Arc::clone(&server.url))
-                .or_insert_with(|| Target::parse(&server.url).map(Rc::new));
+            inner.targets.entry(Arc::clone(&server.url)).or_insert_with(|| {
+                before.remove(&server.url).unwrap_or_else(|| Target::parse(&server.url).map(Rc::new))
+            });
         }
         let machine = &inner.machine;
         let own = |id: &ServerId| machine.key(id).map(|key| (key, machine.connections(key)));
