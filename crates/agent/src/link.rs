@@ -240,7 +240,7 @@ impl Link {
             Message::Text(text) => Event::Text(self.id, text.as_str().to_owned()),
             Message::Close(frame) => {
                 if let Some(frame) = frame {
-                    warn!(controller = %self.node.authority, code = u16::from(frame.code), reason = %frame.reason, "agent link closed by the controller");
+                    warn!(controller = %self.node.authority, code = u16::from(frame.code), reason = frame.reason.as_str(), "agent link closed by the controller");
                 }
                 return Err("closed");
             }
