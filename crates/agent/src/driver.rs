@@ -130,7 +130,7 @@ impl Driver {
                 Output::Admit(admit) => self.admit(admit, now),
                 Output::Credential(credential) => self.credential.set(Some(credential)),
                 Output::Refused { why } => {
-                    warn!(error = %why, "agent and controller did not understand each other");
+                    warn!(error = why, "agent and controller did not understand each other");
                 }
                 Output::Finished => self.status.send_modify(|status| status.finished = true),
             }
