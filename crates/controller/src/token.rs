@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use base64::Engine;
@@ -41,7 +41,7 @@ pub enum TokenError {
         source: io::Error,
     },
     /// It could not be written.
-    #[error("could not keep the admin token")]
+    #[error("could not keep the admin token (admin.token_file)")]
     Write {
         /// What went wrong.
         #[source]
@@ -73,7 +73,7 @@ impl std::fmt::Debug for Token {
 }
 
 impl Token {
-    /// Reads the token from `path`, or generates one into it (0600).
+    /// Reads the token from `path`, or generates one into it (0600), in a folder that is made (0700) if it is missing.
     ///
     /// # Errors
     /// [`TokenError`].
@@ -89,6 +89,7 @@ impl Token {
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let text = URL_SAFE_NO_PAD.encode(random().map_err(|source| TokenError::Random { source })?);
+                make_folder(path)?;
                 write_atomic(path, format!("{text}\n").as_bytes(), Access::Private)
                     .map_err(|source| TokenError::Write { source })?;
                 info!(path = %path.display(), "admin token generated");
@@ -108,6 +109,12 @@ impl Token {
         }
         std::hint::black_box(differs) == 0
     }
+}
+
+fn make_folder(path: &Path) -> Result<(), TokenError> {
+    let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) else { return Ok(()) };
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    made.map_err(|source| TokenError::Write { source: WriteError { path: folder.to_owned(), source } })
 }
 
 fn warn_if_open(path: &Path) {
@@ -144,6 +151,15 @@ mod tests {
         for wrong in ["", "a", &text.trim()[1..], &format!("{}x", text.trim())] {
             assert!(!first.is(wrong), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn token_may_be_kept_in_a_folder_that_is_not_there_yet() {
+        let folder = crate::testing::directory("token").join("run/secrets");
+        Token::load_or_create(&folder.join("admin.token")).unwrap();
+        assert_eq!(fs::metadata(&folder).unwrap().permissions().mode() & 0o777, 0o700);
+        let in_the_way = folder.join("admin.token/admin.token");
+        assert_eq!(Token::load_or_create(&in_the_way).unwrap_err().reason(), "token_unreadable");
     }
 
     #[test]
