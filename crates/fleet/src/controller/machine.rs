@@ -26,6 +26,8 @@ pub struct Controller {
     pub(super) members: BTreeMap<ServerId, Member>,
     pub(super) gateways: BTreeMap<GatewayId, Door>,
     pub(super) fixed: Option<u32>,
+    /// The highest order of this term to a server that was forgotten: one that comes back may still hold it.
+    pub(super) forgotten: Fence,
     pub(super) due: Due,
     pub(super) hold: Hold,
     pub(super) traffic: Traffic,
@@ -138,6 +140,7 @@ impl Controller {
             members: members.collect(),
             gateways: BTreeMap::new(),
             fixed: record.fixed,
+            forgotten: Fence { epoch, ..Fence::default() },
             due: Due {
                 health: now + suspect_after,
                 round: now + rng.jitter(config.moves.round, 0.2),
@@ -345,7 +348,10 @@ impl Controller {
 
     /// Forgets a server.
     pub(super) fn forget(&mut self, server: &ServerId, now: Instant) {
-        if self.members.remove(server).is_some() {
+        if let Some(member) = self.members.remove(server) {
+            if member.want.fence.epoch == self.epoch {
+                self.forgotten = self.forgotten.max(member.want.fence);
+            }
             self.put(Output::Forget(server.clone()));
             self.changed(Publish::Now, now);
         }

@@ -270,7 +270,7 @@ impl Controller {
 
     /// The member of that id, made where there is none.
     pub(super) fn known(&mut self, server: &ServerId, now: Instant) -> &mut Member {
-        let fence = Fence { epoch: self.epoch, ..Fence::default() };
+        let fence = self.forgotten;
         let config = &self.config;
         self.members.entry(server.clone()).or_insert_with(|| Member::new(server.clone(), fence, config, now))
     }

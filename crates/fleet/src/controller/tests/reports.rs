@@ -91,6 +91,23 @@ fn a_server_that_nobody_lists_is_forgotten_but_not_what_an_operator_ordered_of_i
 }
 
 #[test]
+fn orders_of_a_server_that_was_forgotten_go_on_above_the_old_ones() {
+    let mut world = World::new(config(), &[("a", Host::new(10, 0)), ("b", Host::new(10, 0))]);
+    world.run(2);
+    world.order(Order::Cordon { server: id("a") }).unwrap();
+    world.order(Order::Undrain { server: id("a") }).unwrap();
+    let before = world.status("a").desired.fence;
+    world.hosts.get_mut(&id("a")).unwrap().answers = false;
+    world.run(610);
+    assert_eq!(world.kinds("left"), 1);
+    // One that posts its reports does not say what it applied.
+    world.hosts.get_mut(&id("a")).unwrap().answers = true;
+    world.introduce("a");
+    world.order(Order::Cordon { server: id("a") }).unwrap();
+    assert!(world.status("a").desired.fence > before);
+}
+
+#[test]
 fn silence_pins_a_server_and_the_next_report_frees_it() {
     let mut world = World::new(config(), &[("a", Host::new(1_000, 10)), ("b", Host::new(1_000, 10))]);
     world.run(3);
