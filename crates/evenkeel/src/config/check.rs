@@ -64,6 +64,7 @@ impl RawFile {
             p.not_yet(&At::TOP, key, value.as_ref(), "");
         }
         settings.fleets = fleets(self.fleets.as_ref(), base, p);
+        pending(self.fleets.as_ref(), &mut settings, p);
         settings.routes = routes(self.routes.as_deref().unwrap_or_default(), &settings.fleets, p);
         distinct_listeners(&settings, p);
         if problems.0.is_empty() { Ok(settings) } else { Err(problems) }
@@ -227,6 +228,29 @@ fn fleets(raw: Option<&Named<RawFleet>>, base: &Path, problems: &mut Problems) -
         problems.missing(String::from("fleets"), allowed, example);
     }
     fleets
+}
+
+/// A placement may be on its way for as long as a server has to accept and to answer, and counts until then: a drain
+/// that no longer sees it would end the server under it.
+fn pending(raw: Option<&Named<RawFleet>>, settings: &mut Settings, problems: &mut Problems) {
+    let limits = &settings.gateway.limits;
+    let least = limits.connect.saturating_add(limits.heads.server_head);
+    for (id, fleet) in &mut settings.fleets {
+        let place = raw.and_then(|fleets| fleets.get(id.as_str())?.place.as_ref());
+        let ttl = &mut fleet.law.place.pending_ttl;
+        match place.and_then(|place| place.pending_ttl.as_ref()) {
+            None => *ttl = (*ttl).max(least),
+            Some(given) if *ttl < least => {
+                let key = At::TOP.table("fleets").table(id.as_str()).table("place").key("pending_ttl");
+                let allowed = format!(
+                    "allowed is at least gateway.connect_timeout and gateway.server_head_timeout together, {}",
+                    show_duration(least)
+                );
+                problems.note(key, given, allowed, &format!("{:?}", show_duration(least)));
+            }
+            Some(_) => {}
+        }
+    }
 }
 
 fn fleet(id: FleetId, raw: &RawFleet, at: &At<'_>, base: &Path, problems: &mut Problems) -> Fleet {

@@ -228,6 +228,14 @@ mod tests {
     }
 
     #[test]
+    fn placements_count_for_as_long_as_they_may_be_on_their_way() {
+        let text = "[gateway]\nserver_head_timeout = \"20s\"\n[fleets.chat]\n";
+        let settings = from_text(text, "test", Path::new("."), &Overrides::default()).unwrap();
+        let law = &settings.fleets.values().next().unwrap().law;
+        assert_eq!(law.place.pending_ttl, std::time::Duration::from_secs(21));
+    }
+
+    #[test]
     fn speed_divides_defaults_and_leaves_written_times() {
         let text = "[fleets.chat]\nspeed = 10\nmove = { soft = \"5s\" }\n";
         let settings = from_text(text, "test", Path::new("."), &Overrides::default()).unwrap();
