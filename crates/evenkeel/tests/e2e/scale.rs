@@ -49,13 +49,14 @@ async fn the_fleet_grows_with_load_and_shrinks_without_cutting_anybody() {
     let evenkeel = world.serve(&config).await;
     wait_servers(&evenkeel, 1).await;
     let mut crowd = Crowd::returning_to(evenkeel.gateway);
-    // 110 connections at most 0.75 full need three servers of 50.
-    crowd.arrive(110, Duration::from_millis(100)).await;
+    // 100 connections at most 0.75 full need three servers of 50, with room for a dozen that moves count twice: still
+    // in the last report of the one server, already on their way to the other.
+    crowd.arrive(100, Duration::from_millis(100)).await;
     wait_servers(&evenkeel, 3).await;
     assert_eq!(world.provided().len(), 3);
     assert!(crowd.refused().is_empty(), "{:?}", crowd.refused());
 
-    crowd.dismiss(100);
+    crowd.dismiss(90);
     until("one process is left", Duration::from_secs(90), || async {
         (world.provided().len() == 1).then_some(())
     })
