@@ -111,7 +111,7 @@ struct Once {
 /// Above it a measurement is repeated, …
 const FOREIGN_MAX: f64 = 0.05;
 /// … at most so often.
-const TRIES: usize = 20;
+const TRIES: usize = 6;
 
 /// Microseconds per message of one proxy, one for each round.
 struct Figures {

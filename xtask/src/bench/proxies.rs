@@ -44,7 +44,7 @@ impl Proxy {
         let said = Command::new(program).arg(flag).output().ok()?;
         let text = [said.stdout, said.stderr].concat();
         let first = String::from_utf8_lossy(&text).lines().next()?.to_owned();
-        let words = first.replace("version ", "").replace("nginx: ", "").replace("nginx/", "nginx ");
+        let words = first.replace("version: ", "").replace("version ", "").replace("nginx nginx/", "nginx ");
         Some(words.split(' ').take(2).collect::<Vec<_>>().join(" "))
     }
 
@@ -60,7 +60,7 @@ impl Proxy {
                 }
                 let admin = free_addr()?;
                 command.args(["--gateway-listen", &addr.to_string(), "--admin-listen", &admin.to_string()]);
-                command.args(["--log-level", "warn"]);
+                command.args(["--log-level", "error"]);
             }
             Self::Haproxy => {
                 let path = folder.join("haproxy.cfg");
