@@ -362,7 +362,8 @@ impl Controller {
         let sample = match (settled, traffic.moving, before) {
             (true, false, _) | (_, _, None) => placed,
             (true, true, Some(_)) => (placed - moving.get()).clamp(0.0, traffic.quiet_arrivals),
-            (false, _, Some(before)) => before,
+            // It may show that fewer arrive than was thought, never that more do.
+            (false, _, Some(before)) => (placed - moving.get()).clamp(0.0, before),
         };
         traffic.arrivals.update(sample, now);
         if !traffic.moving {

@@ -4,6 +4,7 @@
 //! a rescue precedes every creation; ids of new servers are the smallest free ones.
 
 use alloc::format;
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use evenkeel_model::{Connections, Instant, ServerId, State};
@@ -197,13 +198,14 @@ impl Controller {
         if !step.rescue.is_empty() || !step.drain.is_empty() {
             self.enforce(now);
         }
+        let why = self.explanation.scale.first().map_or(String::new(), |said| format!(": {}", said.text));
         for _ in 0..step.create {
-            self.create(now);
+            self.create(&why, now);
         }
         self.stop_empty(now);
     }
 
-    fn create(&mut self, now: Instant) {
+    fn create(&mut self, why: &str, now: Instant) {
         let server = self.next_id();
         let member = self.known(&server, now);
         debug_assert!(matches!(member.process, Process::NotOurs | Process::Down), "created once");
@@ -212,7 +214,7 @@ impl Controller {
         member.boots_since = Some(now);
         member.boot_failed = false;
         self.put(Output::Create(server.clone()));
-        self.event(Some(&server), "scale_up", format!("{server} is started"), now);
+        self.event(Some(&server), "scale_up", format!("{server} is started{why}"), now);
     }
 
     /// A server of ours that is down, else the smallest number that is free.
@@ -280,7 +282,7 @@ impl Controller {
     }
 }
 
-fn sentence(reason: Reason, demand: Connections, facts: Facts<'_>) -> alloc::string::String {
+fn sentence(reason: Reason, demand: Connections, facts: Facts<'_>) -> String {
     let config = facts.config;
     match reason {
         Reason::Enough => format!("{demand} connections fit and no server can be spared"),
@@ -290,7 +292,9 @@ fn sentence(reason: Reason, demand: Connections, facts: Facts<'_>) -> alloc::str
         Reason::BelowMin => format!("fewer than {} servers serve", config.min),
         Reason::Fixed(servers) => format!("an operator wants {servers} servers"),
         Reason::AtMax => format!("more than {} servers are not allowed", config.max),
-        Reason::BootsFailed(failed) => format!("{failed} servers in a row did not come up: none is started"),
+        Reason::BootsFailed(failed) => {
+            format!("{failed} boots in a row failed: no further server is started until one comes up")
+        }
         Reason::Window { spare, left } => {
             format!("{spare} servers could go, if that still holds in {left:.0?}")
         }

@@ -67,6 +67,17 @@ fn arrivals_come_first_where_they_fill_the_gap() {
 }
 
 #[test]
+fn a_burst_before_a_join_is_soon_forgotten_also_while_connections_move() {
+    let mut world = World::new(config(), &[("a", Host::new(1_000, 0)), ("b", Host::new(1_000, 0))]);
+    world.run(3);
+    world.arrive(300);
+    world.run(1);
+    world.join("c", Host::new(1_000, 0));
+    let took = world.until(120, |world| world.hosts[&id("c")].live >= 90);
+    assert!(took <= 75.0, "{took}");
+}
+
+#[test]
 fn two_drains_and_a_rebalance_share_one_pace() {
     let mut world = World::new(
         config(),
