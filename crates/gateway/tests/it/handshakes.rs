@@ -43,7 +43,7 @@ fn a_server_that_accepts_and_is_silent_is_replaced_within_its_deadline() {
     });
     let target = Server::echo();
     let mut limits = Limits::for_open_files(4_096);
-    limits.heads.server_head = Duration::from_millis(200);
+    limits.heads.server_head = Duration::from_secs(1);
     let gate = Gate::with(
         vec![server("a", silent.addr), server("b", target.addr)],
         Setup { limits, ..Setup::default() },
