@@ -219,15 +219,22 @@ impl Connection {
     /// What the client is told when no server takes it.
     fn refuse_placement(&mut self, refusal: Refusal, last: Option<Failure>) -> Ended {
         match last {
-            Some(Failure::Unreachable) => self.refuse(504, "unreachable", "", "no server answered in time"),
-            Some(Failure::Refused) => self.refuse(502, "refused", "", "no server accepted the connection"),
+            Some(Failure::Unreachable) => {
+                self.come_back(504, "unreachable", "no server answered the handshake")
+            }
+            Some(Failure::Refused) => self.busy("refused"),
             _ => self.busy(refusal.reason()),
         }
     }
 
     fn busy(&mut self, reason: &'static str) -> Ended {
+        self.come_back(503, reason, "no server can take this connection now")
+    }
+
+    /// A refusal that says when to come back.
+    fn come_back(&mut self, status: u16, reason: &'static str, text: &str) -> Ended {
         let fields = format!("Retry-After: {}\r\n", self.shell.retry_after_s());
-        self.refuse(503, reason, &fields, "no server can take this connection now")
+        self.refuse(status, reason, &fields, text)
     }
 
     async fn write_all(&self, to: &TcpStream, bytes: &[u8], deadline: Instant) -> io::Result<()> {

@@ -87,8 +87,21 @@ fn at_most_three_servers_are_tried() {
     let mut client = gate.client();
     client.write_all(&handshake("/")).unwrap();
     let answer = String::from_utf8(read_end(&mut client)).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 504 "), "{answer}");
+    assert!(answer.starts_with("HTTP/1.1 504 ") && answer.contains("\r\nRetry-After: "), "{answer}");
     assert_eq!(closing.iter().map(Server::accepted).sum::<usize>(), 3);
+}
+
+#[test]
+fn with_every_server_gone_a_client_is_told_when_to_come_back() {
+    let gone: Vec<_> =
+        (0..2).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()).collect();
+    let gate = Gate::new(gone.iter().zip(["a", "b"]).map(|(addr, id)| server(id, *addr)).collect());
+    for _ in 0..3 {
+        let mut client = gate.client();
+        client.write_all(&handshake("/")).unwrap();
+        let answer = String::from_utf8(read_end(&mut client)).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("\r\nRetry-After: "), "{answer}");
+    }
 }
 
 #[test]
