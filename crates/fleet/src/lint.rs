@@ -6,8 +6,8 @@
 
 use evenkeel_model::{Connections, Share};
 
-use crate::allot::{Allotments, Server};
-use crate::moves::{Facts, Moves, Relief, Standing, Verdict, excess};
+use crate::allot::{Allotments, Cause, Server};
+use crate::moves::{Facts, Moves, Relief, Standing, Verdict, excess, lack};
 use crate::snapshot::Health;
 
 /// What a plan must never do.
@@ -111,8 +111,8 @@ fn fits(
     let held = |i: usize| servers[i].live + servers[i].pending;
     let open = || (0..servers.len()).filter(|&i| all.each[i].open);
     let room: u64 = open().map(|i| u64::from(all.each[i].at_most.saturating_sub(held(i)).get())).sum();
-    let lack: u64 =
-        open().map(|i| (all.each[i].target.0 >> Share::BITS).saturating_sub(u64::from(held(i).get()))).sum();
+    let ordered = |(i, _): &(usize, Verdict)| all.each[*i].bound_by == Some(Cause::Operator);
+    let lack = lack(servers, all, plan.verdicts.iter().any(ordered));
     let gives = |draining: bool| -> u64 {
         let gives = |(i, verdict): &(usize, Verdict)| match verdict {
             Verdict::Relieved(gives, _) if standing[*i].phase.is_some() == draining => u64::from(gives.get()),

@@ -165,6 +165,22 @@ pub fn excess(server: &Server, allotment: &Allotment) -> Connections {
     (server.live + on_the_way).saturating_sub(allotment.target.ceil()).min(server.live)
 }
 
+/// Connections that open servers together hold less than their targets: whole places at each. An operator's shed may
+/// also take half a place at each of two servers, or its last connection would stay for ever.
+#[must_use]
+pub fn lack(servers: &[Server], all: &Allotments, by_operator: bool) -> u64 {
+    let open = servers.iter().zip(&all.each).filter(|(_, allotment)| allotment.open);
+    let parts = open.map(|(server, allotment)| {
+        let held = Share::from_connections(server.live + server.pending);
+        allotment.target.0.saturating_sub(held.0)
+    });
+    if by_operator {
+        (parts.sum::<u64>() + (1 << (Share::BITS - 1))) >> Share::BITS
+    } else {
+        parts.map(|part| part >> Share::BITS).sum()
+    }
+}
+
 /// Width of a band around a target, in connections.
 #[must_use]
 pub fn width(band: Band, target: Share) -> f64 {
@@ -353,15 +369,14 @@ impl Fleet<'_> {
     }
 
     fn receivers(&self, plan: &Moves, pace: PerSecond, given: u64) -> Receivers {
-        let lack = |i: usize| {
-            (self.all.each[i].target.0 >> Share::BITS).saturating_sub(u64::from(self.held(i).get()))
-        };
-        let below: Vec<usize> =
-            (0..self.servers.len()).filter(|&i| self.all.each[i].open && lack(i) > 0).collect();
-        let admit = PerSecond::new(below.iter().map(|&i| self.servers[i].admit.get()).sum());
-        let lack = below.iter().map(|&i| lack(i)).sum::<u64>().saturating_sub(given);
+        let below = |i: &usize| self.all.each[*i].open && self.held(*i) < self.all.each[*i].target.ceil();
+        let below = (0..self.servers.len()).filter(below);
+        let admit = PerSecond::new(below.map(|i| self.servers[i].admit.get()).sum());
+        let ordered = self.sources().any(|source| self.urgency(source) == Urgency::Ordered);
+        let whole = lack(self.servers, self.all, false).saturating_sub(given);
+        let lack = lack(self.servers, self.all, ordered).saturating_sub(given);
         let arriving = self.facts.arrivals.min(admit).get() * self.facts.config.arrivals_window.as_secs_f64();
-        Receivers { lack, need: lack.saturating_sub(arriving as u64), admit, pace, active: plan.active }
+        Receivers { lack, need: whole.saturating_sub(arriving as u64), admit, pace, active: plan.active }
     }
 
     /// Orders the relief of servers that stay: the pressing ones first, then evening out.

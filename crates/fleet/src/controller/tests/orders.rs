@@ -141,6 +141,17 @@ fn shed_relieves_down_to_its_number_and_ends_by_itself() {
 }
 
 #[test]
+fn the_last_connection_of_a_shed_leaves_too_where_each_receiver_lacks_half_a_one() {
+    let mut world = World::new(
+        config(),
+        &[("a", Host::new(1_000, 21)), ("b", Host::new(1_000, 50)), ("c", Host::new(1_000, 50))],
+    );
+    world.run(3);
+    world.order(Order::Shed { server: id("a"), to: Connections(20) }).unwrap();
+    world.until(20, |world| world.hosts[&id("a")].live == 20);
+}
+
+#[test]
 fn orders_that_make_no_sense_are_refused_with_their_reason() {
     let mut world = three();
     let unknown = world.order(drain("zz"));
