@@ -34,9 +34,9 @@ const ORDERED: u64 = u64::MAX;
 pub(crate) fn start(post: Arc<Post>, clock: Clock, limits: TunnelLimits) -> io::Result<JoinHandle<()>> {
     let poll = epoll::create(CreateFlags::CLOEXEC)?;
     epoll::add(&poll, &post.ordered, EventData::new_u64(ORDERED), EventFlags::IN)?;
+    let buffer = vec![0; READ_MAX].into_boxed_slice();
     let carrier = Carrier {
-        clock,
-        limits,
+        turn: Turn { clock, limits, buffer, tick: clock.now(), to_client: 0, to_server: 0 },
         post,
         poll,
         slots: Vec::new(),
@@ -45,18 +45,13 @@ pub(crate) fn start(post: Arc<Post>, clock: Clock, limits: TunnelLimits) -> io::
         by_id: BTreeMap::new(),
         again: Vec::new(),
         timers: BinaryHeap::new(),
-        buffer: vec![0; READ_MAX].into_boxed_slice(),
-        tick: clock.now(),
-        to_client: 0,
-        to_server: 0,
         ended: Vec::new(),
     };
     std::thread::Builder::new().name("tunnels".into()).spawn(move || carrier.run())
 }
 
 struct Carrier {
-    clock: Clock,
-    limits: TunnelLimits,
+    turn: Turn,
     post: Arc<Post>,
     poll: OwnedFd,
     slots: Vec<Option<Box<Tunnel>>>,
@@ -67,11 +62,6 @@ struct Carrier {
     /// Slots that want another turn without an event.
     again: Vec<u32>,
     timers: BinaryHeap<Reverse<(Instant, u32, ConnId)>>,
-    buffer: Box<[u8]>,
-    /// The present as of this batch, so that no message reads the clock.
-    tick: Instant,
-    to_client: u64,
-    to_server: u64,
     ended: Vec<Event>,
 }
 
@@ -99,15 +89,16 @@ impl Carrier {
                 Err(rustix::io::Errno::INTR) => 0,
                 Err(errno) => return error!(error = %errno, "tunnels cannot be waited for"),
             };
-            self.tick = self.clock.now();
+            self.turn.tick = self.turn.clock.now();
             let ordered = self.batch(&ready[..count]);
             for slot in std::mem::take(&mut self.again) {
-                self.turn(slot);
+                self.run_turn(slot);
             }
             self.handle_timeouts();
             let going = if ordered { self.take_orders() } else { Going::On };
             self.free.append(&mut self.freed);
-            self.post.count(std::mem::take(&mut self.to_client), std::mem::take(&mut self.to_server));
+            self.post
+                .count(std::mem::take(&mut self.turn.to_client), std::mem::take(&mut self.turn.to_server));
             self.post.report(&mut self.ended);
             if going == Going::Stop {
                 return;
@@ -119,7 +110,7 @@ impl Carrier {
     fn limit(&self) -> Option<Timespec> {
         let left = match self.timers.peek() {
             _ if !self.again.is_empty() => Duration::ZERO,
-            Some(Reverse((due, ..))) => due.since(self.clock.now()),
+            Some(Reverse((due, ..))) => due.since(self.turn.clock.now()),
             None => return None,
         };
         // The system may round down to a millisecond; one more keeps the thread from waking for nothing.
@@ -140,7 +131,7 @@ impl Carrier {
             if let Some(tunnel) = self.slots.get_mut(slot as usize).and_then(Option::as_mut) {
                 let side = if token & 1 == 0 { &mut tunnel.client } else { &mut tunnel.server };
                 side.ready(flags);
-                self.turn(slot);
+                self.run_turn(slot);
             }
         }
         ordered
@@ -178,36 +169,28 @@ impl Carrier {
             return;
         }
         self.by_id.insert(carry.id, slot);
-        self.slots[slot as usize] = Some(Box::new(Tunnel::new(carry, self.tick)));
-        self.turn(slot);
+        self.slots[slot as usize] = Some(Box::new(Tunnel::new(carry, self.turn.tick)));
+        self.run_turn(slot);
     }
 
     fn close(&mut self, id: ConnId, code: CloseCode, reason: CloseReason) {
         let Some(slot) = self.by_id.get(&id).copied() else { return };
-        let due = self.tick + self.limits.close_wait;
+        let due = self.turn.tick + self.turn.limits.close_wait;
         if let Some(tunnel) = self.slots[slot as usize].as_mut() {
             tunnel.close(code, reason, due);
-            self.turn(slot);
+            self.run_turn(slot);
         }
     }
 
-    fn turn(&mut self, slot: u32) {
+    fn run_turn(&mut self, slot: u32) {
         let Some(tunnel) = self.slots.get_mut(slot as usize).and_then(Option::as_deref_mut) else { return };
-        let mut turn = Turn {
-            clock: self.clock,
-            limits: &self.limits,
-            buffer: &mut self.buffer,
-            tick: self.tick,
-            to_client: &mut self.to_client,
-            to_server: &mut self.to_server,
-        };
-        match tunnel.turn(&mut turn) {
+        match tunnel.turn(&mut self.turn) {
             After::Wait => {}
             After::Again => self.again.push(slot),
             After::Ended(end) => return self.end(slot, end),
         }
         // One timer stands for a tunnel, the earliest; what is due later is seen when it fires.
-        if let Some(due) = tunnel.due(&self.limits)
+        if let Some(due) = tunnel.due(&self.turn.limits)
             && tunnel.timer.is_none_or(|timer| due < timer)
         {
             tunnel.timer = Some(due);
@@ -217,7 +200,7 @@ impl Carrier {
 
     fn handle_timeouts(&mut self) {
         while let Some(Reverse((due, slot, id))) =
-            self.timers.peek().copied().filter(|timer| timer.0.0 <= self.tick)
+            self.timers.peek().copied().filter(|timer| timer.0.0 <= self.turn.tick)
         {
             self.timers.pop();
             let Some(tunnel) = self.slots.get_mut(slot as usize).and_then(Option::as_deref_mut) else {
@@ -228,18 +211,11 @@ impl Carrier {
                 continue;
             }
             tunnel.timer = None;
-            let end = tunnel.handle_timeout(&mut Turn {
-                clock: self.clock,
-                limits: &self.limits,
-                buffer: &mut self.buffer,
-                tick: self.tick,
-                to_client: &mut self.to_client,
-                to_server: &mut self.to_server,
-            });
+            let end = tunnel.handle_timeout(&mut self.turn);
             match end {
                 Some(end) => self.end(slot, end),
                 // It may have a Close to send, and surely another time to wait for.
-                None => self.turn(slot),
+                None => self.run_turn(slot),
             }
         }
     }

@@ -28,15 +28,16 @@ use crate::engine::{Carry, ConnId, End, Note, READS_PER_TURN, TunnelLimits};
 /// What RFC 6455 §7.1.5 calls a connection that ended without a Close.
 const ABNORMAL: u16 = 1006;
 
-/// What all tunnels of a thread share while one has its turn.
-pub(crate) struct Turn<'a> {
+/// What all tunnels of a thread share; one at a time has its turn with it.
+pub(crate) struct Turn {
     pub(crate) clock: Clock,
-    pub(crate) limits: &'a TunnelLimits,
-    pub(crate) buffer: &'a mut [u8],
-    /// The present as of this batch.
+    pub(crate) limits: TunnelLimits,
+    pub(crate) buffer: Box<[u8]>,
+    /// The present as of this batch, so that no message reads the clock.
     pub(crate) tick: Instant,
-    pub(crate) to_client: &'a mut u64,
-    pub(crate) to_server: &'a mut u64,
+    /// Bytes carried since the post last counted them.
+    pub(crate) to_client: u64,
+    pub(crate) to_server: u64,
 }
 
 /// What a turn came to.
@@ -204,7 +205,7 @@ impl Tunnel {
     }
 
     /// Moves what can be moved.
-    pub(crate) fn turn(&mut self, turn: &mut Turn<'_>) -> After {
+    pub(crate) fn turn(&mut self, turn: &mut Turn) -> After {
         let mut again = false;
         match self.pump_down(turn) {
             Ok(more) => again |= more,
@@ -229,7 +230,7 @@ impl Tunnel {
     }
 
     /// Passes on what has ended; says how the tunnel ended, if it did.
-    fn towards_the_end(&mut self, turn: &mut Turn<'_>) -> Option<End> {
+    fn towards_the_end(&mut self, turn: &mut Turn) -> Option<End> {
         let server_first = self.down.ended && !self.up.ended;
         if server_first && self.down.tracker.closed().is_none() && self.up.tracker.closed().is_none() {
             self.server_gone(turn);
@@ -252,7 +253,7 @@ impl Tunnel {
         }
     }
 
-    fn pump_down(&mut self, turn: &mut Turn<'_>) -> Result<bool, Broken> {
+    fn pump_down(&mut self, turn: &mut Turn) -> Result<bool, Broken> {
         for _ in 0..READS_PER_TURN {
             if !self.down.flush(&mut self.client, turn)? {
                 return Ok(false);
@@ -262,7 +263,7 @@ impl Tunnel {
             }
             let Read::Bytes(length) = self.down.read(&mut self.server, turn)? else { return Ok(false) };
             self.heard.store(true, Ordering::Relaxed);
-            *turn.to_client += length as u64;
+            turn.to_client += length as u64;
             self.note(length, turn.tick);
             if self.down.discard {
                 continue;
@@ -280,13 +281,13 @@ impl Tunnel {
         Ok(true)
     }
 
-    fn pump_up(&mut self, turn: &mut Turn<'_>) -> Result<bool, Broken> {
+    fn pump_up(&mut self, turn: &mut Turn) -> Result<bool, Broken> {
         for _ in 0..READS_PER_TURN {
             if !self.up.flush(&mut self.server, turn)? {
                 return Ok(false);
             }
             let Read::Bytes(length) = self.up.read(&mut self.client, turn)? else { return Ok(false) };
-            *turn.to_server += length as u64;
+            turn.to_server += length as u64;
             self.note(length, turn.tick);
             let bytes = &turn.buffer[..length];
             self.up.tracker.feed(bytes);
@@ -304,7 +305,7 @@ impl Tunnel {
     }
 
     /// Puts our Close behind what the client still gets. From here on the server's bytes are dropped.
-    fn inject(&mut self, turn: &mut Turn<'_>) -> Result<(), Broken> {
+    fn inject(&mut self, turn: &mut Turn) -> Result<(), Broken> {
         let Closing::Wanted { code, reason, .. } = self.closing else { return Ok(()) };
         let due = turn.clock.now() + turn.limits.close_wait;
         self.closing = Closing::Sent { reason, due };
@@ -315,7 +316,7 @@ impl Tunnel {
     }
 
     /// The server ended without a Close: tell the client if that cuts nothing.
-    fn server_gone(&mut self, turn: &mut Turn<'_>) {
+    fn server_gone(&mut self, turn: &mut Turn) {
         let (code, reason) = match self.closing {
             Closing::Sent { .. } => return,
             Closing::Wanted { code, reason, .. } => (code, reason),
@@ -377,7 +378,7 @@ impl Tunnel {
     }
 
     /// Does what is due by now; says how the tunnel ended, if it did.
-    pub(crate) fn handle_timeout(&mut self, turn: &mut Turn<'_>) -> Option<End> {
+    pub(crate) fn handle_timeout(&mut self, turn: &mut Turn) -> Option<End> {
         let now = turn.tick;
         match self.closing {
             Closing::No if turn.limits.idle.is_some_and(|idle| now >= self.active + idle) => {
@@ -400,7 +401,7 @@ impl Tunnel {
         if stalled(&self.up) || stalled(&self.down) {
             return Some(End::WriteDeadline);
         }
-        self.half_open_due(turn.limits).filter(|due| now >= *due).map(|_| End::HalfOpen)
+        self.half_open_due(&turn.limits).filter(|due| now >= *due).map(|_| End::HalfOpen)
     }
 
     /// The code of the first Close that went to the client, else of the client's own; 1006 without any.
@@ -417,11 +418,11 @@ const fn ended_by(reason: CloseReason) -> End {
 }
 
 impl Lane {
-    fn read(&mut self, source: &mut Side, turn: &mut Turn<'_>) -> Result<Read, Broken> {
+    fn read(&mut self, source: &mut Side, turn: &mut Turn) -> Result<Read, Broken> {
         if self.ended || !source.readable {
             return Ok(Read::Nothing);
         }
-        match source.read(turn.buffer) {
+        match source.read(&mut turn.buffer) {
             Ok(0) => {
                 self.ended = true;
                 Ok(Read::Nothing)
@@ -458,7 +459,7 @@ impl Lane {
     }
 
     /// Writes what waits; false: the sink takes no more for now.
-    fn flush(&mut self, sink: &mut Side, turn: &Turn<'_>) -> Result<bool, Broken> {
+    fn flush(&mut self, sink: &mut Side, turn: &Turn) -> Result<bool, Broken> {
         let Some(backlog) = &mut self.backlog else { return Ok(true) };
         while backlog.sent < backlog.bytes.len() {
             let sent = if sink.writable { sink.write(&backlog.bytes[backlog.sent..])? } else { 0 };
