@@ -49,8 +49,8 @@ async fn the_fleet_grows_with_load_and_shrinks_without_cutting_anybody() {
     let evenkeel = world.serve(&config).await;
     wait_servers(&evenkeel, 1).await;
     let mut crowd = Crowd::returning_to(evenkeel.gateway);
-    // 100 connections at most 0.75 full need three servers of 50. A fourth may come too: connections that move count
-    // twice until the next report, still on the one server and already on the other.
+    // 100 connections at most 0.75 full need three servers of 50. On a busy machine a fourth was started now and then,
+    // why is not known; its `scale_up` event in the log says what demand was seen.
     crowd.arrive(100, Duration::from_millis(100)).await;
     until("three servers or four run", Duration::from_secs(30), async || {
         (3..=4).contains(&world.provided().len()).then_some(())
