@@ -318,6 +318,7 @@ pub fn answer_bytes(status: u16, fields: &str, text: &str) -> Vec<u8> {
 const fn phrase(status: u16) -> &'static str {
     match status {
         400 => "Bad Request",
+        403 => "Forbidden",
         404 => "Not Found",
         405 => "Method Not Allowed",
         408 => "Request Timeout",

@@ -129,6 +129,33 @@ pub(crate) fn list(value: &str) -> impl Iterator<Item = &str> {
     value.split(',').map(|element| element.trim_matches([' ', '\t'])).filter(|element| !element.is_empty())
 }
 
+/// Splits a name or address with an optional port; no user, no list, no path (RFC 9112 §3.2, RFC 3986 §3.2.2). An
+/// IPv6 address keeps its brackets.
+pub(crate) fn authority(text: &str) -> Option<(&str, Option<u16>)> {
+    let at = match text.strip_prefix('[') {
+        Some(rest) => {
+            let end = rest.find(']')?;
+            rest[..end].parse::<core::net::Ipv6Addr>().ok()?;
+            end + 2
+        }
+        None => text.find(':').unwrap_or(text.len()),
+    };
+    let (host, port) = text.split_at(at);
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    if host.is_empty() || host.len() > HOST_MAX || !(host.starts_with('[') || host.bytes().all(plain)) {
+        return None;
+    }
+    if port.is_empty() {
+        return Some((host, None));
+    }
+    let digits = port.strip_prefix(':').filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))?;
+    let number = digits.parse::<u16>().ok().filter(|number| *number > 0)?;
+    Some((host, Some(number)))
+}
+
+/// Longest host: a DNS name (RFC 1035 §2.3.4).
+const HOST_MAX: usize = 255;
+
 /// Longest field name that has a meaning here, `sec-websocket-extensions` and some room.
 const NAME_MAX: usize = 32;
 

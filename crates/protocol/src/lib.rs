@@ -6,7 +6,12 @@
 //! - [`executor`]: how many connections of a server to close now, paced, for its agent or its gateways.
 //! - [`agent`]: the machine behind every agent: hello, reports, orders, lease.
 //! - [`request`], [`response`]: a WebSocket handshake's heads, read strictly and written new.
+//! - [`origin`]: which web pages may connect.
 //! - [`handshake`]: the machine of one proxied handshake.
+//! - [`negotiate`]: what a client asks before it connects, and what it is told.
+//! - [`keys`]: one master key of a fleet, and every key that comes of it.
+//! - [`token`], [`ticket`], [`seal`]: assignments, proof of a session and its source, states on their way;
+//!   [`refusal`]: why one is not taken; [`replay`]: what was used already.
 //! - [`frame`]: where messages end in a stream of frames, and Close frames.
 //!
 //! Elsewhere: deciding (`evenkeel_fleet`), sockets (`evenkeel_agent`, `evenkeel_gateway`, `evenkeel_controller`).
@@ -19,6 +24,15 @@ pub mod executor;
 pub mod frame;
 pub mod handshake;
 pub mod head;
+mod jws;
+pub mod keys;
 pub mod message;
+pub mod negotiate;
+pub mod origin;
+pub mod refusal;
+pub mod replay;
 pub mod request;
 pub mod response;
+pub mod seal;
+pub mod ticket;
+pub mod token;

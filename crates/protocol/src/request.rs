@@ -8,7 +8,7 @@
 
 use core::net::IpAddr;
 
-use crate::head::{FIELDS_MAX, HeadError, Name, is_token, list, push_field};
+use crate::head::{FIELDS_MAX, HeadError, Name, authority, is_token, list, push_field};
 
 /// Longest request target. Longer than browsers' practical 2 KiB, shorter than the head may be.
 pub const TARGET_MAX: usize = 8 * 1024;
@@ -259,18 +259,28 @@ fn check_line(parsed: &httparse::Request<'_, '_>) -> Result<(), RequestError> {
     if target.len() > TARGET_MAX {
         return Err(HeadError::TargetTooLong.into());
     }
+    if is_target(target) { Ok(()) } else { Err(RequestError::Target) }
+}
+
+/// Whether it is a plain path with an optional query that may be asked of a server.
+pub(crate) fn is_target(target: &str) -> bool {
     let (path, _query) = target.split_once('?').unwrap_or((target, ""));
     // `"`, `<`, `>` and `#` are in no target a client builds by the URL standard, and break logs and links.
     let plain = target.bytes().all(|byte| byte.is_ascii_graphic() && !b"\"<>#".contains(&byte));
-    if !plain || !path.starts_with('/') || path.split('/').any(is_dot_segment) {
-        return Err(RequestError::Target);
-    }
-    Ok(())
+    plain && target.len() <= TARGET_MAX && path.starts_with('/') && !has_dot_segment(path)
 }
 
-/// `.` and `..`, percent-encoded or not: clients resolve them, so one that arrives wants past a route.
-fn is_dot_segment(segment: &str) -> bool {
-    segment.len() <= 6 && matches!(segment.to_ascii_lowercase().replace("%2e", ".").as_str(), "." | "..")
+/// `.` and `..`, however written: clients resolve them, so one that arrives wants past a route. Servers exist that
+/// take an encoded slash or a backslash for a slash, and drop what stands behind a semicolon.
+fn has_dot_segment(path: &str) -> bool {
+    if !path.contains(['.', '%']) {
+        return false;
+    }
+    let mut path = path.to_ascii_lowercase().replace('\\', "/");
+    for (encoded, plain) in [("%2e", "."), ("%2f", "/"), ("%5c", "/"), ("%3b", ";")] {
+        path = path.replace(encoded, plain);
+    }
+    path.split('/').any(|segment| matches!(segment.split(';').next(), Some("." | "..")))
 }
 
 /// The fields of a request, sorted by what they mean for a handshake.
@@ -338,7 +348,7 @@ impl<'a> Fields<'a> {
     }
 
     fn finish(self, target: &str) -> Result<Request, RequestError> {
-        let host = self.host.filter(|host| is_host(host)).ok_or(RequestError::Host)?;
+        let host = self.host.filter(|host| authority(host).is_some()).ok_or(RequestError::Host)?;
         self.check_upgrade()?;
         if self.version != Some("13") {
             return Err(RequestError::WebSocketVersion);
@@ -455,26 +465,6 @@ fn is_offer(offer: &str) -> bool {
         })
 }
 
-/// A name or address with an optional port; no user, no list, no path (RFC 9112 §3.2, RFC 3986 §3.2.2).
-fn is_host(host: &str) -> bool {
-    let (name, port) = match host.strip_prefix('[') {
-        Some(rest) => match rest.split_once(']') {
-            Some((address, rest)) if address.parse::<core::net::Ipv6Addr>().is_ok() => ("v6", rest),
-            _ => return false,
-        },
-        None => host.find(':').map_or((host, ""), |at| host.split_at(at)),
-    };
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
-    let port_number = || {
-        port[1..].parse::<u16>().is_ok_and(|number| number > 0)
-            && port[1..].bytes().all(|b| b.is_ascii_digit())
-    };
-    !name.is_empty()
-        && name.len() <= 255
-        && name.bytes().all(plain)
-        && (port.is_empty() || (port.starts_with(':') && port_number()))
-}
-
 /// 16 bytes in base64. Unused bits of the last digit are not judged: clients that draw 22 random digits exist.
 fn is_key(key: &str) -> bool {
     key.len() == KEY_LEN
@@ -546,13 +536,13 @@ mod tests {
     #[test]
     fn hosts_are_a_name_or_an_address_and_a_port() {
         for good in ["a", "a.b-c_d:1", "127.0.0.1:65535", "[::1]", "[2001:db8::1]:443"] {
-            assert!(is_host(good), "{good}");
+            assert!(authority(good).is_some(), "{good}");
         }
         for bad in [
             "", "a b", "a,b", "u@a", "a/b", "a:", "a:0", "a:65536", "a:+1", "a:1:2", "[::1", "[x]", "[::1]x",
             "ä", "a%00b",
         ] {
-            assert!(!is_host(bad), "{bad}");
+            assert!(authority(bad).is_none(), "{bad}");
         }
     }
 
@@ -586,6 +576,10 @@ mod tests {
             (GOOD.replace("HTTP/1.1", "http/1.1"), 400),
             (GOOD.replace("/chat", "http://a/chat"), 400),
             (GOOD.replace("/chat", "/a/%2e./b"), 400),
+            (GOOD.replace("/chat", "/a/..;x=1/b"), 400),
+            (GOOD.replace("/chat", "/a%2F..%2fb"), 400),
+            (GOOD.replace("/chat", "/a/..\\b"), 400),
+            (GOOD.replace("/chat", "/a/%2E%2E%3bx%5Cb"), 400),
             (GOOD.replace("/chat", &format!("/{}", "a".repeat(TARGET_MAX))), 414),
             (GOOD.replace("Upgrade: websocket", "X: y"), 426),
             (GOOD.replace("Upgrade: websocket", "Upgrade: h2c"), 426),
