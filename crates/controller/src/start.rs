@@ -1,15 +1,14 @@
 //! Puts the controller together and starts it.
 
 use std::collections::BTreeMap;
-use std::fs::DirBuilder;
 use std::net::SocketAddr;
-use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use evenkeel_fleet::controller::{Input, Provided};
 use evenkeel_fleet::snapshot::GatewaySays;
+use evenkeel_runtime::file::make_folder;
 use evenkeel_runtime::metrics::Shared;
 use evenkeel_runtime::{Clock, ListenError, Phase, Shutdown, Tasks, listen};
 use tokio::net::TcpListener;
@@ -114,15 +113,17 @@ impl Running {
     }
 }
 
-/// Starts the controller: token, store and admin listener first, then the fleets. The token file is there before
-/// the listener accepts.
+/// Starts the controller: store, token and admin listener first, then the fleets. The store comes first because only
+/// one process can have it: a second one on the same folder is refused before it makes or changes anything. The token
+/// file is there before the listener accepts.
 ///
 /// # Errors
 /// [`StartError`]; nothing runs then.
 pub async fn start(config: ControllerConfig, links: Links, shell: Shell) -> Result<Running, StartError> {
-    make_folder(&config.state_dir)?;
-    let token = Token::load_or_create(&config.admin.token_file)?;
+    make_folder(&config.state_dir)
+        .map_err(|error| StartError::StateDir { path: config.state_dir.clone(), source: error.source })?;
     let store = Store::open(&config.state_dir.join("controller.redb"))?;
+    let token = Token::load_or_create(&config.admin.token_file)?;
     let listener = listen(config.admin.listen, "admin.listen")?;
     let listener = TcpListener::from_std(listener).map_err(|source| StartError::Listener { source })?;
     let admin_addr = listener.local_addr().map_err(|source| StartError::Listener { source })?;
@@ -288,12 +289,4 @@ async fn route(
             fleet.offer(input, &metrics);
         }
     }
-}
-
-fn make_folder(path: &Path) -> Result<(), StartError> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .map_err(|source| StartError::StateDir { path: path.to_owned(), source })
 }

@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use evenkeel_runtime::file::{Access, WriteError, write_atomic};
+use evenkeel_runtime::file::{Access, WriteError, make_folder, write_atomic};
 use tracing::{info, warn};
 
 /// Bytes of chance in a token: 256 bits cannot be guessed.
@@ -89,8 +89,8 @@ impl Token {
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let text = URL_SAFE_NO_PAD.encode(random().map_err(|source| TokenError::Random { source })?);
-                make_folder(path)?;
-                write_atomic(path, format!("{text}\n").as_bytes(), Access::Private)
+                make_folder(path.parent().unwrap_or(Path::new("")))
+                    .and_then(|()| write_atomic(path, format!("{text}\n").as_bytes(), Access::Private))
                     .map_err(|source| TokenError::Write { source })?;
                 info!(path = %path.display(), "admin token generated");
                 Ok(Self(text))
@@ -109,12 +109,6 @@ impl Token {
         }
         std::hint::black_box(differs) == 0
     }
-}
-
-fn make_folder(path: &Path) -> Result<(), TokenError> {
-    let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) else { return Ok(()) };
-    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
-    made.map_err(|source| TokenError::Write { source: WriteError { path: folder.to_owned(), source } })
 }
 
 fn warn_if_open(path: &Path) {

@@ -8,7 +8,7 @@
 //! | a listening socket, or an error that names the setting | [`mod@listen`] |
 //! | structured logs on stderr | [`log`] |
 //! | counters and gauges by one list of names | [`metrics`] |
-//! | a file that is either old or new, never half | [`mod@file`] |
+//! | a file that is either old or new, never half; a folder that stays | [`mod@file`] |
 //!
 //! Nothing here decides anything about fleets. Knows of the project's crates only `evenkeel_model`.
 
@@ -21,6 +21,6 @@ pub mod shutdown;
 pub mod tasks;
 
 pub use clock::Clock;
-pub use listen::{ListenError, listen};
+pub use listen::{ListenError, listen, probe};
 pub use shutdown::{Phase, Shutdown, Trigger};
 pub use tasks::Tasks;

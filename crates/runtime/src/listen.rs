@@ -55,7 +55,22 @@ pub fn listen(addr: SocketAddr, setting: &str) -> Result<TcpListener, ListenErro
     open(addr).map_err(|source| ListenError { addr, setting: setting.to_owned(), source })
 }
 
+/// Whether [`listen`] would have the address. Nobody can connect meanwhile: who did would be cut off when the probe
+/// is over.
+///
+/// # Errors
+/// As of [`listen`].
+pub fn probe(addr: SocketAddr, setting: &str) -> Result<(), ListenError> {
+    bind(addr).map(drop).map_err(|source| ListenError { addr, setting: setting.to_owned(), source })
+}
+
 fn open(addr: SocketAddr) -> io::Result<TcpListener> {
+    let socket = bind(addr)?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+fn bind(addr: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     // Takes over a port whose old connections linger, never one that somebody listens on.
     socket.set_reuse_address(true)?;
@@ -64,8 +79,7 @@ fn open(addr: SocketAddr) -> io::Result<TcpListener> {
     }
     socket.set_nonblocking(true)?;
     socket.bind(&addr.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
+    Ok(socket)
 }
 
 #[cfg(test)]
@@ -76,9 +90,19 @@ mod tests {
     fn taken_port_is_refused_with_address_and_setting() {
         let first = listen("127.0.0.1:0".parse().unwrap(), "admin.listen").unwrap();
         let addr = first.local_addr().unwrap();
-        let refused = listen(addr, "gateway.listen").unwrap_err();
-        assert_eq!(refused.reason(), "address_in_use");
-        let text = refused.to_string();
-        assert!(text.contains(&addr.to_string()) && text.contains("gateway.listen"), "{text}");
+        for refused in
+            [listen(addr, "gateway.listen").unwrap_err(), probe(addr, "gateway.listen").unwrap_err()]
+        {
+            assert_eq!(refused.reason(), "address_in_use");
+            let text = refused.to_string();
+            assert!(text.contains(&addr.to_string()) && text.contains("gateway.listen"), "{text}");
+        }
+    }
+
+    #[test]
+    fn probed_address_is_free_afterwards() {
+        let addr = listen("127.0.0.1:0".parse().unwrap(), "x").unwrap().local_addr().unwrap();
+        probe(addr, "x").unwrap();
+        listen(addr, "x").unwrap();
     }
 }

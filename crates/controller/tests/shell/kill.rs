@@ -32,6 +32,24 @@ async fn controller_process() {
     std::future::pending::<()>().await;
 }
 
+#[tokio::test]
+async fn a_second_controller_on_a_folder_is_refused_before_it_makes_or_changes_anything() {
+    let first = World::with_servers(&["a"]).await;
+    let before = files(&first.state);
+    let mut second = config(&first.state, "127.0.0.1:0".parse().unwrap(), vec![fleet("chat", &["b"])]);
+    second.admin.token_file = first.state.join("another.token");
+    let refused = World::start(second).await.err().expect("the folder is taken");
+    assert_eq!(refused.reason(), "store_in_use", "{refused}");
+    assert_eq!(files(&first.state), before);
+    first.end().await;
+}
+
+/// Names and bytes of all files of a folder.
+fn files(folder: &Path) -> std::collections::BTreeMap<PathBuf, Vec<u8>> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries.map(|path| (path.clone(), std::fs::read(&path).unwrap())).collect()
+}
+
 struct Controller {
     process: Child,
     peer: Peer,
