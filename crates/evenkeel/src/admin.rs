@@ -4,6 +4,7 @@
 //! [`AdminError`] that says which exit code it is. Every request has a deadline; nothing is retried, an order may
 //! have been carried out.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -100,10 +101,20 @@ impl AdminError {
 #[derive(Debug, Clone)]
 pub(crate) struct Admin {
     authority: String,
-    token: Option<String>,
+    token: Option<Token>,
     /// Where a token was looked for, to say so if one is wanted.
     token_file: Option<PathBuf>,
     tasks: Tasks,
+}
+
+/// The admin token. It does not print itself: what holds it may be printed for debugging.
+#[derive(Clone)]
+struct Token(String);
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(…)")
+    }
 }
 
 impl Admin {
@@ -125,7 +136,7 @@ impl Admin {
 
     /// One that is known already.
     pub(crate) fn at(authority: String, token: String) -> Self {
-        Self { authority, token: Some(token), token_file: None, tasks: Tasks::new() }
+        Self { authority, token: Some(Token(token)), token_file: None, tasks: Tasks::new() }
     }
 
     /// Asks.
@@ -182,7 +193,7 @@ impl Admin {
             let _ = connection.await;
         });
         let mut request = Request::builder().method(method).uri(path).header(header::HOST, &self.authority);
-        if let Some(token) = &self.token {
+        if let Some(Token(token)) = &self.token {
             request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
         }
         let bytes = body.map_or_else(Bytes::new, |body| Bytes::from(body.to_string()));
@@ -244,9 +255,9 @@ fn settings(args: &AdminArgs) -> Result<Settings, AdminError> {
     Ok(config::load(file, &Overrides::default())?)
 }
 
-fn read_token(path: &Path) -> Result<String, AdminError> {
+fn read_token(path: &Path) -> Result<Token, AdminError> {
     std::fs::read_to_string(path)
-        .map(|text| text.trim().to_owned())
+        .map(|text| Token(text.trim().to_owned()))
         .map_err(|source| AdminError::Token { path: path.to_owned(), source })
 }
 
@@ -314,7 +325,7 @@ mod tests {
     fn refusal_without_a_token_names_the_file_and_the_flag() {
         let admin = |token: Option<&str>| Admin {
             authority: String::from("127.0.0.1:9900"),
-            token: token.map(str::to_owned),
+            token: token.map(str::to_owned).map(Token),
             token_file: Some(PathBuf::from("./admin.token")),
             tasks: Tasks::new(),
         };
@@ -323,5 +334,11 @@ mod tests {
         assert!(without.to_string().contains("./admin.token; name it with --token-file"), "{without}");
         let wrong = admin(Some("x")).refused(StatusCode::UNAUTHORIZED, &Value::Null);
         assert_eq!(wrong.exit(), exit::REFUSED);
+    }
+    #[test]
+    fn the_token_does_not_show_in_debug_output() {
+        let admin = Admin::at(String::from("127.0.0.1:9900"), String::from("sesame"));
+        let shown = format!("{admin:?}");
+        assert!(shown.contains("127.0.0.1:9900") && !shown.contains("sesame"), "{shown}");
     }
 }
