@@ -1,5 +1,6 @@
-//! Finds what must not be committed: marks of unfinished work, tests switched off without a reason, sleeps used
-//! as synchronisation in tests, paths of one machine, sources of crates other than the public registry.
+//! Finds what must not be committed: marks of unfinished work, unsafe code outside its one crate, tests switched off
+//! without a reason, sleeps used as synchronisation in tests, paths of one machine, sources of crates other than the
+//! public registry.
 
 use std::path::Path;
 
@@ -22,6 +23,11 @@ const MACHINE_PATHS: &[&str] =
 
 /// Titles of papers that are not in this repository: a reader cannot follow them.
 const ELSEWHERE: &[&str] = &[concat!("INTER", "FACES"), concat!("DESI", "GN §"), concat!("anch", "ors/")];
+
+/// What switches the workspace's ban on unsafe code off, …
+const UNSAFE: &str = concat!("(unsafe", "_code)");
+/// … and the only crate where that may be (ADR 0008).
+const UNSAFE_HOME: &str = "crates/ring/src/";
 
 /// Ways to sleep.
 const SLEEPS: &[&str] = &["thread::sleep(", "time::sleep(", "Delay::new("];
@@ -52,6 +58,9 @@ fn check_file(file: &File, root: &Path) -> Vec<Finding> {
             find(format!("path of one machine: {path}"));
         }
         if file.is_rust() {
+            if line.contains(UNSAFE) && !file.path.starts_with(UNSAFE_HOME) {
+                find(format!("unsafe code is for {UNSAFE_HOME} alone"));
+            }
             if line.trim() == concat!("#[ign", "ore]") {
                 find("a test switched off without a reason".to_owned());
             }
@@ -117,6 +126,13 @@ mod tests {
             check_one("x/tests/a.rs", &format!("// sleep: between two looks\n{call}")),
             Vec::<String>::new()
         );
+    }
+
+    #[test]
+    fn unsafe_code_is_found_outside_its_crate() {
+        let text = concat!("#![allow(unsafe", "_code)]\n");
+        assert_eq!(check_one("crates/gateway/src/lib.rs", text).len(), 1);
+        assert_eq!(check_one("crates/ring/src/lib.rs", text), Vec::<String>::new());
     }
 
     #[test]
