@@ -348,7 +348,8 @@ pub struct Event {
     /// Which server, if one.
     pub server: Option<ServerId>,
     /// Short code, for scripts: `joined active suspect dead draining drained stopped cordoned undrained shed
-    /// overload rebalancing balanced scale_up scale_down rescue boot_failed exited probation order_refused …`.
+    /// overload rebalancing balanced scale_up scale_down rescue boot_failed exited probation disobeys
+    /// order_refused …`.
     pub kind: &'static str,
     /// One sentence for people.
     pub text: String,
@@ -400,9 +401,10 @@ pub struct Explanation {
     pub at: Instant,
     /// Utilisation of every unbound server.
     pub level: Ratio,
-    /// Demand.
+    /// Connections held and on their way.
     pub demand: Connections,
-    /// About moves: one for each server above target (`relieved`, `refused`, `deferred`) and one for the fleet.
+    /// About moves: one for each server above target (`relieved`, `refused`, `deferred`; `disobeys` where an agent that
+    /// is to be relieved closes none) and one for the fleet.
     pub moves: Vec<Said>,
     /// About scale.
     pub scale: Vec<Said>,

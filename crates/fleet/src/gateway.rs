@@ -295,10 +295,10 @@ impl Gateway {
         }
     }
 
-    /// Bytes came from the server: it is not frozen, whatever its reports.
-    pub fn heard(&mut self, key: ServerKey, now: Instant) {
+    /// Bytes came from the server at that time or later: it was not frozen, whatever its reports.
+    pub fn heard(&mut self, key: ServerKey, at: Instant) {
         if let Some(slot) = self.slots.get_mut(key.0 as usize) {
-            slot.heard = Some(now);
+            slot.heard = slot.heard.max(Some(at));
         }
     }
 

@@ -49,6 +49,8 @@ struct Inner {
     executors: Executors,
     targets: BTreeMap<Arc<str>, Option<Rc<Target>>>,
     heard: BTreeMap<ServerKey, Arc<AtomicBool>>,
+    /// When that was looked at last.
+    heard_until: Instant,
     snapshot: Option<Arc<Snapshot>>,
 }
 
@@ -78,6 +80,7 @@ impl Fleet {
             executors,
             targets: BTreeMap::new(),
             heard: BTreeMap::new(),
+            heard_until: clock.now(),
             snapshot: None,
         };
         Self {
@@ -172,9 +175,12 @@ impl Fleet {
         let inner = &mut *self.inner.borrow_mut();
         for (key, heard) in &inner.heard {
             if heard.swap(false, Ordering::Relaxed) {
-                inner.machine.heard(*key, now);
+                // Some time since the last look: taken for the start of it, or a server that fell silent right
+                // after would be trusted for longer than silence is.
+                inner.machine.heard(*key, inner.heard_until);
             }
         }
+        inner.heard_until = now;
         inner.machine.handle_timeout(now);
         for (ticket, outcome) in inner.admission.poll(&mut inner.machine, now) {
             let Some(waiter) = inner.waiters.remove(&ticket) else {

@@ -64,6 +64,18 @@ pub(super) struct Member {
     /// When the provider was asked last to end it.
     pub(super) stop_asked: Option<Instant>,
     pub(super) trouble: Option<String>,
+    pub(super) obeys: Obeys,
+}
+
+/// Whether an agent closes what it is told to close.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Obeys {
+    /// What it held when last looked at, if it is ordered to close any.
+    left: Option<Connections>,
+    /// Since when it could have closed one and did not.
+    since: Option<Instant>,
+    /// It had time enough.
+    pub(super) not: bool,
 }
 
 /// The newest report by (incarnation, seq).
@@ -194,6 +206,7 @@ impl Member {
             desired_at: now,
             stop_asked: None,
             trouble: None,
+            obeys: Obeys::default(),
         }
     }
 
@@ -220,6 +233,40 @@ impl Member {
     /// Whether its process is known to be gone.
     pub(super) fn is_gone(&self) -> bool {
         matches!(self.process, Process::Ordered | Process::Restarting | Process::Down)
+    }
+
+    /// Looks whether its agent closes what an order of a drain or shed lets it close. True once, when it had time
+    /// enough to close one and none left. Young connections stay in a rebalance, so that shows nothing.
+    pub(super) fn stops_obeying(&mut self, now: Instant) -> bool {
+        let wish = matches!(self.intent, Some(Intent::Drain { drained: false, .. } | Intent::Shed { .. }));
+        let live = self.live();
+        let left = (wish && self.executor == Executor::Agent).then_some(live);
+        if left.is_none() || left < self.obeys.left {
+            self.obeys = Obeys::default();
+        }
+        self.obeys.left = left;
+        let asked = left.is_some() && live > self.want.target && !self.want.moves_per_s.is_zero();
+        if !asked || self.health() != Health::Ok {
+            self.obeys.since = None;
+            return false;
+        }
+        let since = *self.obeys.since.get_or_insert(now);
+        // A day is longer than any deadline and short enough for a duration.
+        let one = Duration::from_secs_f64((1.0 / self.want.moves_per_s.get()).min(86_400.0));
+        let fresh = !self.obeys.not && now.since(since) >= DISOBEYS_AFTER.saturating_add(one);
+        self.obeys.not |= fresh;
+        fresh
+    }
+
+    /// What an operator should know of it: that it does not obey, else its last trouble.
+    pub(super) fn told_trouble(&self) -> Option<String> {
+        let text = || {
+            alloc::format!(
+                "reports and closes none of its {} connections although it is told to: its agent does not obey",
+                self.live()
+            )
+        };
+        if self.obeys.not { Some(text()) } else { self.trouble.clone() }
     }
 
     /// Connections it holds, as far as anybody can tell.
@@ -475,6 +522,9 @@ impl Admit {
     }
 }
 
+/// An agent that was told to close has closed one after so long, and the time that its pace gives to one: a client
+/// has 5 s to answer its Close, and an order and a report have to travel.
+const DISOBEYS_AFTER: Duration = Duration::from_secs(10);
 /// So long after a publication gateways obey it.
 pub(super) const OBEYS_AFTER: Duration = Duration::from_millis(500);
 /// Multiplicative decrease of admission on handshake errors: TCP's half loses more than a burst of errors tells.

@@ -6,13 +6,14 @@
 use alloc::format;
 use alloc::vec::Vec;
 
-use evenkeel_model::{Connections, Duration, Instant, PerSecond, Ratio, ServerId, State};
+use evenkeel_model::{Connections, Desired, Duration, Instant, PerSecond, Ratio, ServerId, State};
 
 use super::machine::{Controller, Publish};
 use super::member::{Member, OBEYS_AFTER, Process, Want};
 use super::tell::{demand_of, is_on_probation};
 use super::{By, Intent, Phase};
 use crate::allot::{Allotments, Server, allot};
+use crate::config::HealthConfig;
 use crate::drain::{self, Evidence, Receivers, Shown};
 use crate::lint::lint;
 use crate::moves::{self, Facts, Moves, Relief, Standing};
@@ -41,7 +42,9 @@ impl Controller {
         if survey.wishes {
             self.advance_drains(&servers, &all, now);
         }
-        let standing: Vec<Standing> = self.members.values().map(|member| standing(member, now)).collect();
+        let config = &self.config.health;
+        let standing: Vec<Standing> =
+            self.members.values().map(|member| standing(member, config, now)).collect();
         let plan = self.plan(&servers, &all, &standing, now);
         self.carry_out(&plan, now);
         self.explain_moves(&servers, &all, &plan, now);
@@ -55,6 +58,7 @@ impl Controller {
         let mut survey = Survey::default();
         let mut overloaded = Vec::new();
         let mut suspicious = Vec::new();
+        let mut deaf = Vec::new();
         let mut moving = 0.0;
         for member in self.members.values_mut() {
             if let Some(ceiling) = member.sample(&self.config, now) {
@@ -66,6 +70,9 @@ impl Controller {
                 suspicious.push(member.id.clone());
             }
             member.on_probation = probation;
+            if member.stops_obeying(now) {
+                deaf.push(member.id.clone());
+            }
             moving += in_force(member, now).get();
             survey.wishes |= member.intent.is_some();
             if is_stranger(member, now) {
@@ -80,6 +87,10 @@ impl Controller {
         for server in suspicious {
             let text = format!("{server} closes too many new connections at once: nearly none go there");
             self.event(Some(&server), "probation", text, now);
+        }
+        for server in deaf {
+            let trouble = self.members.get(&server).and_then(Member::told_trouble).unwrap_or_default();
+            self.event(Some(&server), "disobeys", format!("{server} {trouble}"), now);
         }
         survey
     }
@@ -248,10 +259,16 @@ fn is_stranger(member: &Member, now: Instant) -> bool {
 /// Handshakes that fail more often than this are a reason to move nobody.
 const FAILING_SHARE: f64 = 0.1;
 
-/// What the mover must know of a server.
-fn standing(member: &Member, now: Instant) -> Standing {
+/// What the mover must know of a server. Trouble that began just now stops no drain, or a report that is late by half
+/// a second would cost a round of closes: an agent goes on until its lease ends, gateways close without the server.
+fn standing(member: &Member, config: &HealthConfig, now: Instant) -> Standing {
+    let goes_on = match member.executor {
+        Executor::Agent => Desired::LEASE.min(config.act_after),
+        Executor::Gateways => config.act_after,
+    };
+    let passing = member.phase.is_some() && now.since(member.pulse.since()) < goes_on;
     Standing {
-        health: member.health(),
+        health: if passing { Health::Ok } else { member.health() },
         probation: is_on_probation(member),
         phase: member.phase,
         in_force: in_force(member, now),

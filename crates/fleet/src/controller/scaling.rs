@@ -7,17 +7,18 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use evenkeel_model::{Connections, Instant, ServerId, State};
+use evenkeel_model::{Connections, Duration, Instant, ServerId, State};
 
 use super::machine::Controller;
 use super::member::{Member, Process};
 use super::{By, Intent, Output, Phase, Said};
 use crate::allot::{Cause, Ceiling, Server};
+use crate::config::FleetConfig;
 use crate::scale::{self, Demand, Doubt, Facts, Reason, Role, Step};
 use crate::snapshot::Health;
 
 /// A provider that did not answer is asked again after so long.
-const ASK_AGAIN: evenkeel_model::Duration = evenkeel_model::Duration::from_secs(10);
+const ASK_AGAIN: Duration = Duration::from_secs(10);
 
 impl Controller {
     /// One round of scale.
@@ -177,7 +178,8 @@ impl Controller {
         let most = self.config.scale.as_ref().map_or(u32::MAX, |scale| scale.failed_boots_max);
         if failed == most {
             let text = format!(
-                "no more servers are started: {failed} in a row did not come up, the last was {server}"
+                "no more servers are started: {failed} in a row did not come up, the last was {server}; {}",
+                mend(&self.config)
             );
             self.event(Some(server), "boots_failed", text, now);
         }
@@ -260,13 +262,13 @@ impl Controller {
     }
 
     fn explain_scale(&mut self, reasons: &[Reason], step: &Step, facts: Facts<'_>) {
-        let demand = facts.demand.total();
+        let (demand, mend) = (facts.demand.total(), mend(&self.config));
         let mut said: Vec<Said> = reasons
             .iter()
             .map(|reason| Said {
                 server: None,
                 reason: reason.reason(),
-                text: sentence(*reason, demand, facts),
+                text: sentence(*reason, demand, facts, &mend),
             })
             .collect();
         if facts.config.dry_run && *step != Step::default() {
@@ -282,7 +284,17 @@ impl Controller {
     }
 }
 
-fn sentence(reason: Reason, demand: Connections, facts: Facts<'_>) -> String {
+/// What to do about boots that fail.
+fn mend(config: &FleetConfig) -> String {
+    let window = config.scale.as_ref().map_or(Duration::ZERO, |scale| scale.window);
+    format!(
+        "mend what its last output shows (evenkeel status), then `evenkeel scale {} auto` tries again at once; \
+         by itself one try follows in {window:.0?}",
+        config.id
+    )
+}
+
+fn sentence(reason: Reason, demand: Connections, facts: Facts<'_>, mend: &str) -> String {
     let config = facts.config;
     match reason {
         Reason::Enough => format!("{demand} connections fit and no server can be spared"),
@@ -293,7 +305,7 @@ fn sentence(reason: Reason, demand: Connections, facts: Facts<'_>) -> String {
         Reason::Fixed(servers) => format!("an operator wants {servers} servers"),
         Reason::AtMax => format!("more than {} servers are not allowed", config.max),
         Reason::BootsFailed(failed) => {
-            format!("{failed} boots in a row failed: no further server is started until one comes up")
+            format!("{failed} boots in a row failed, so no further server is started: {mend}")
         }
         Reason::Window { spare, left } => {
             format!("{spare} servers could go, if that still holds in {left:.0?}")

@@ -102,7 +102,7 @@ impl Controller {
             bound_by: allotment.bound_by,
             desired: member.want.desired(now),
             silent: member.pulse.silent(now),
-            trouble: member.trouble.clone(),
+            trouble: member.told_trouble(),
         })
         .collect()
     }
@@ -115,7 +115,12 @@ impl Controller {
             .map(|(i, verdict)| {
                 let server = &servers[*i];
                 let over = format!("{} holds {}, target {}", server.id, server.live, all.each[*i].target);
+                let deaf = self.members.get(&server.id).is_some_and(|member| member.obeys.not);
                 let (reason, text) = match verdict {
+                    Verdict::Relieved(gives, rate) if deaf => (
+                        "disobeys",
+                        format!("{over}: told to close {gives} at {rate}, but its agent closes none"),
+                    ),
                     Verdict::Relieved(gives, rate) => {
                         ("relieved", format!("{over}: {gives} leave at {rate}"))
                     }
@@ -130,7 +135,7 @@ impl Controller {
         self.explanation.round = round;
         self.explanation.at = at;
         self.explanation.level = all.level;
-        self.explanation.demand = demand_of(servers);
+        self.explanation.demand = servers.iter().map(|server| server.live + server.pending).sum();
         self.explanation.moves = said;
         self.explanation.ceilings = servers.iter().zip(&all.each).filter_map(explain_ceiling).collect();
     }

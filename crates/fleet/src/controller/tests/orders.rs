@@ -241,7 +241,69 @@ fn a_draining_server_that_cannot_hear_does_not_hold_up_the_others() {
     for name in ["a", "b"] {
         world.order(drain(name)).unwrap();
     }
-    world.hosts.get_mut(&id("a")).unwrap().answers = false;
+    let a = world.hosts.get_mut(&id("a")).unwrap();
+    (a.answers, a.hears) = (false, false);
+    // Until its lease must have ended it may still be closing, so that part of the pace is its own.
     world.run(25);
     assert_eq!(world.hosts[&id("b")].live, 0, "it gets the whole pace");
+}
+
+#[test]
+fn a_late_report_or_check_stops_no_drain() {
+    for agent in [true, false] {
+        let host = |live| Host { agent, ..Host::new(1_000, live) };
+        let mut world = World::new(config(), &[("a", host(400)), ("b", host(100))]);
+        world.run(4);
+        world.order(drain("a")).unwrap();
+        world.run(7);
+        // Two and a half seconds without a word of a: suspect, so that nobody is placed there.
+        world.hosts.get_mut(&id("a")).unwrap().hears = false;
+        for tick in 0..10 {
+            world.now = world.now + TICK;
+            world.report(&id("b"));
+            let desired = world.status("a").desired;
+            assert!(desired.moves_per_s.get() >= 19.0, "agent {agent}, tick {tick}: {}", desired.moves_per_s);
+        }
+        assert_eq!(world.status("a").health, Health::Suspect, "agent {agent}");
+    }
+}
+
+#[test]
+fn an_agent_that_reports_and_closes_nothing_is_said_to_disobey_once() {
+    let mut world = three();
+    world.order(drain("b")).unwrap();
+    world.hosts.get_mut(&id("b")).unwrap().hears = false;
+    let reason = |world: &World| {
+        let moves = &world.controller.explanation().moves;
+        moves.iter().find(|said| said.server == Some(id("b"))).map(|said| said.reason)
+    };
+    world.run(14);
+    assert_eq!((reason(&world), world.kinds("disobeys")), (Some("relieved"), 0), "it may still begin");
+    world.run(4);
+    assert_eq!((reason(&world), world.kinds("disobeys")), (Some("disobeys"), 1));
+    let trouble = world.status("b").trouble.expect("its status says so");
+    assert!(trouble.contains("none of its 100 connections"), "{trouble}");
+    world.run(60);
+    assert_eq!(world.kinds("disobeys"), 1, "told once");
+
+    world.hosts.get_mut(&id("b")).unwrap().hears = true;
+    world.run(3);
+    assert_eq!((reason(&world), world.status("b").trouble), (Some("relieved"), None), "it obeys after all");
+    world.until(30, |world| world.status("b").state == State::Drained);
+    assert_eq!(world.kinds("disobeys"), 1);
+}
+
+#[test]
+fn an_agent_that_leaves_young_connections_alone_obeys() {
+    let mut world = World::new(config(), &[("a", Host::new(1_000, 600)), ("b", Host::new(1_000, 0))]);
+    world.hosts.get_mut(&id("a")).unwrap().hears = false;
+    world.run(60);
+    assert_eq!(world.kinds("disobeys"), 0, "rebalancing leaves connections younger than a minute alone");
+}
+
+#[test]
+fn an_empty_fleet_has_no_demand() {
+    let mut world = World::new(config(), &[("a", Host::new(1_000, 0))]);
+    world.run(3);
+    assert_eq!(world.controller.explanation().demand, Connections::ZERO);
 }

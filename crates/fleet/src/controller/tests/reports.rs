@@ -280,3 +280,27 @@ proptest! {
         prop_assert_eq!(result(all), result(shuffled));
     }
 }
+
+#[test]
+fn silence_is_published_at_the_instant_it_is_a_second_and_a_half() {
+    let mut world = World::new(config(), &[("a", Host::new(1_000, 5)), ("b", Host::new(1_000, 5))]);
+    world.run(4);
+    world.now = world.now + Duration::from_millis(137);
+    world.report(&id("a"));
+    let last = world.now;
+    // From here on it is driven exactly when it asks for it; b and the gateway go on.
+    while world.status("a").health == Health::Ok {
+        world.now = world.controller.poll_timeout().unwrap().max(world.now + Duration::from_millis(1));
+        assert!(world.now <= last + Duration::from_millis(1_500), "{:?} late", world.now.since(last));
+        world.outputs.clear();
+        world.controller.handle_timeout(world.now);
+        world.perform();
+        world.report(&id("b"));
+    }
+    assert_eq!(world.now, last + Duration::from_millis(1_500));
+    let published = world.outputs.iter().any(|output| match output {
+        Output::Publish(table) => table.servers[0].health == Health::Suspect,
+        _ => false,
+    });
+    assert!(published, "gateways hear of it in the same instant");
+}
