@@ -1,8 +1,8 @@
 //! Puts the roles together in one process: who gets which end of which channel, in which order they start and
 //! leave. The one place where settings become the roles' own configurations.
 //!
-//! Start: every public address is tried, then the controller (token, store, admin listener, fleets), then the
-//! gateway, then `/readyz`. Leave: not ready any more, gateway (no new connections, tunnels closed in paces),
+//! Start: every public address is tried, then the controller (store, token, admin listener, fleets), then the
+//! gateway, then `/readyz`. Controller and gateway begin with what the gateway obeyed last ([`crate::recall`]). Leave: not ready any more, gateway (no new connections, tunnels closed in paces),
 //! controller. Invariant: neither role knows the other.
 
 use std::collections::BTreeMap;
@@ -16,7 +16,7 @@ use evenkeel_fleet::snapshot::{Executor, Table};
 use evenkeel_gateway::{GatewayConfig, Limits};
 use evenkeel_model::Incarnation;
 use evenkeel_runtime::metrics::{self, Shared};
-use evenkeel_runtime::{Clock, Phase, Shutdown, Tasks, Trigger, listen};
+use evenkeel_runtime::{Clock, Phase, Shutdown, Tasks, Trigger};
 use tokio::sync::{mpsc, watch};
 
 use crate::cli::Role;
@@ -58,10 +58,13 @@ impl Product {
         let (installed, installed_seen) = watch::channel(0);
         let (ready, ready_seen) = watch::channel(false);
 
+        let recalled = if with_gateway { crate::recall::recall(settings) } else { Arc::default() };
+
         let links = evenkeel_controller::Links {
             table,
             says: said,
             installed: if with_gateway { vec![installed_seen] } else { Vec::new() },
+            recalled: Arc::clone(&recalled),
             ready: ready_seen,
         };
         let shell = Shell { clock, shutdown, tasks: tasks.clone(), registry: Arc::clone(&registry) };
@@ -69,7 +72,13 @@ impl Product {
         let mut product =
             Self { controller, gateway: None, gateway_leave, controller_leave, ready, tasks, clock };
         if with_gateway {
-            let links = evenkeel_gateway::Links { table: table_seen, says, installed };
+            let links = evenkeel_gateway::Links {
+                table: table_seen,
+                says,
+                installed,
+                recalled,
+                memory: Some(crate::recall::file(settings)),
+            };
             let mut registry = registry.lock().unwrap_or_else(PoisonError::into_inner);
             let config = gateway_config(settings, clock);
             match evenkeel_gateway::start(config, links, clock, gateway_shutdown, &mut registry) {
@@ -149,7 +158,7 @@ async fn ended(tasks: &Tasks) -> anyhow::Result<()> {
 /// Whether every public address can be had, before anything is started that would have to be stopped again.
 fn probe(settings: &Settings) -> anyhow::Result<()> {
     for addr in &settings.gateway.listen {
-        listen(*addr, "gateway.listen")?;
+        evenkeel_runtime::probe(*addr, "gateway.listen")?;
     }
     Ok(())
 }
@@ -210,10 +219,12 @@ fn gateway_config(settings: &Settings, clock: Clock) -> GatewayConfig {
         host: route.host.clone(),
         path: route.path.clone(),
         fleet: route.fleet.clone(),
+        origins: route.origins.clone(),
     };
     let fleet = |fleet: &Fleet| evenkeel_gateway::FleetSettings {
         check: fleet.check.clone(),
         close_code: fleet.law.moves.close_code,
+        origins: fleet.origins.clone(),
     };
     GatewayConfig {
         id: gateway.id.clone(),

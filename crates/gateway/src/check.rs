@@ -9,7 +9,6 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use evenkeel_fleet::gateway::Failure;
 use evenkeel_fleet::snapshot::{Checked, GatewaySays};
 use evenkeel_model::{Duration, FleetId, Rng, ServerId};
 use evenkeel_protocol::frame::{Sender, close_frame};
@@ -216,8 +215,9 @@ async fn ask(url: &str, config: &CheckConfig, clock: Clock) -> Result<Passed, St
     let target = Target::parse(url).ok_or_else(|| format!("{url} is no ws:// URL"))?;
     let stream = match target.connect(config.timeout, clock).await {
         Ok(stream) => stream,
-        Err(ConnectError::Server(Failure::Refused)) => return Err("connection refused".to_owned()),
-        Err(ConnectError::Server(_)) => return Err("connection failed".to_owned()),
+        Err(ConnectError::Refused) => return Err("connection refused".to_owned()),
+        Err(ConnectError::Broken) => return Err("connection failed".to_owned()),
+        Err(ConnectError::Late) => return Err("not accepted in time".to_owned()),
         Err(ConnectError::OutOfMeans) => return Ok(Passed::NotAsked),
     };
     match config.kind {

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use evenkeel_fleet::snapshot::Table;
 use evenkeel_model::{Duration, FleetId, GatewayId};
 use evenkeel_protocol::handshake::Deadlines;
+use evenkeel_protocol::origin::Origins;
 
 pub use crate::check::{CheckConfig, CheckKind};
 pub use crate::engine::TunnelLimits;
@@ -36,6 +37,15 @@ pub struct Route {
     pub path: String,
     /// Where it leads.
     pub fleet: FleetId,
+    /// Which pages may connect; `None`: those of the fleet.
+    pub origins: Option<Origins>,
+}
+
+/// Where a request leads, and which pages may go there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Routed<'a> {
+    pub(crate) fleet: &'a FleetId,
+    pub(crate) origins: &'a Origins,
 }
 
 /// What a gateway needs to know of a fleet beside its snapshots.
@@ -45,11 +55,13 @@ pub struct FleetSettings {
     pub check: CheckConfig,
     /// Code of the Close frames by which this gateway closes tunnels on order. Default 1012.
     pub close_code: u16,
+    /// Which pages may connect, where the route does not say. Default: those of the request's own host.
+    pub origins: Origins,
 }
 
 impl Default for FleetSettings {
     fn default() -> Self {
-        Self { check: CheckConfig::default(), close_code: 1012 }
+        Self { check: CheckConfig::default(), close_code: 1012, origins: Origins::default() }
     }
 }
 
@@ -103,25 +115,72 @@ impl Default for Limits {
 }
 
 impl GatewayConfig {
-    /// The fleet that takes a request; `None`: nobody does.
-    pub(crate) fn route(&self, host: &str, path: &str) -> Option<&FleetId> {
+    /// The fleet that takes a request, and the pages that may send one; `None`: nobody takes it.
+    pub(crate) fn route(&self, host: &str, path: &str) -> Option<Routed<'_>> {
         if self.routes.is_empty() {
-            return self.fleets.keys().next();
+            return self
+                .fleets
+                .iter()
+                .next()
+                .map(|(fleet, settings)| Routed { fleet, origins: &settings.origins });
         }
-        let name =
-            host.rsplit_once(':').map_or(host, |(name, port)| if port.ends_with(']') { host } else { name });
+        let name = host_name(host);
+        let path = decoded(path);
         let matching = self.routes.iter().filter(|route| {
             route.host.as_deref().is_none_or(|host| host.eq_ignore_ascii_case(name))
-                && covers(&route.path, path)
+                && covers(&decoded(&route.path), &path)
         });
-        matching.max_by_key(|route| (route.host.is_some(), route.path.len())).map(|route| &route.fleet)
+        let route = matching.max_by_key(|route| (route.host.is_some(), route.path.len()))?;
+        let fleet = self.fleets.get_key_value(&route.fleet);
+        fleet.map(|(fleet, of_fleet)| Routed {
+            fleet,
+            origins: route.origins.as_ref().unwrap_or(&of_fleet.origins),
+        })
     }
 }
 
-/// Whether the segments of `prefix` begin `path`.
-fn covers(prefix: &str, path: &str) -> bool {
-    let prefix = prefix.trim_end_matches('/');
-    path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+/// The name in a `Host` field: without port, and without the dot that ends a full DNS name.
+fn host_name(host: &str) -> &str {
+    let name =
+        host.rsplit_once(':').map_or(host, |(name, port)| if port.ends_with(']') { host } else { name });
+    name.strip_suffix('.').unwrap_or(name)
+}
+
+/// A path as a careless server may read it: percent-encoding undone, so that `/%63hat` does not go round the route of
+/// `/chat` and its rules. The server gets the path as it was sent.
+fn decoded(path: &str) -> Vec<u8> {
+    let mut out = Vec::with_capacity(path.len());
+    let mut rest = path.as_bytes();
+    while let [first, behind @ ..] = rest {
+        rest = behind;
+        out.push(*first);
+        if let (b'%', [high, low, behind @ ..]) = (*first, behind)
+            && let (Some(high), Some(low)) = (hex(*high), hex(*low))
+        {
+            rest = behind;
+            out.pop();
+            out.push(high << 4 | low);
+        }
+    }
+    out
+}
+
+fn hex(digit: u8) -> Option<u8> {
+    char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok())
+}
+
+/// Whether the segments of `prefix` begin `path`. Empty segments do not count, nor what stands behind `;`: there are
+/// servers that drop them.
+fn covers(prefix: &[u8], path: &[u8]) -> bool {
+    let mut path = segments(path);
+    segments(prefix).all(|wanted| path.next() == Some(wanted))
+}
+
+fn segments(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let names = path
+        .split(|byte| *byte == b'/')
+        .map(|segment| segment.split(|byte| *byte == b';').next().unwrap_or_default());
+    names.filter(|name| !name.is_empty())
 }
 
 /// What connects a gateway with a controller in the same process.
@@ -133,23 +192,31 @@ pub struct Links {
     pub says: tokio::sync::mpsc::Sender<evenkeel_fleet::snapshot::GatewaySays>,
     /// Highest version of the table that is obeyed.
     pub installed: tokio::sync::watch::Sender<u64>,
+    /// The file in which to leave the same for a later one; `None`: nothing is left.
+    pub memory: Option<std::path::PathBuf>,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn id(fleet: &str) -> FleetId {
+        FleetId::new(fleet).unwrap()
+    }
+
     fn config(routes: &[(Option<&str>, &str, &str)]) -> GatewayConfig {
         let route = |(host, path, fleet): &(Option<&str>, &str, &str)| Route {
             host: host.map(Into::into),
             path: (*path).into(),
-            fleet: FleetId::new(fleet).unwrap(),
+            fleet: id(fleet),
+            origins: None,
         };
+        let fleets = routes.iter().map(|(_, _, fleet)| *fleet).chain(routes.is_empty().then_some("only"));
         GatewayConfig {
             id: GatewayId::new("g").unwrap(),
             listen: Vec::new(),
             routes: routes.iter().map(route).collect(),
-            fleets: BTreeMap::from([(FleetId::new("only").unwrap(), FleetSettings::default())]),
+            fleets: fleets.map(|fleet| (id(fleet), FleetSettings::default())).collect(),
             limits: Limits::for_open_files(1_024),
             seed: 1,
         }
@@ -157,7 +224,7 @@ mod tests {
 
     #[test]
     fn without_routes_the_only_fleet_takes_everything() {
-        assert_eq!(config(&[]).route("any", "/x").unwrap().as_str(), "only");
+        assert_eq!(config(&[]).route("any", "/x").unwrap().fleet.as_str(), "only");
     }
 
     #[test]
@@ -176,9 +243,45 @@ mod tests {
             ("A.example:80", "/chat", "a"),
             ("a.example", "/chat/vip", "vip"),
             ("[::1]:80", "/", "rest"),
+            ("a.example.", "/chat/vip/room", "vip"),
         ] {
-            assert_eq!(config.route(host, path).unwrap().as_str(), fleet, "{host}{path}");
+            assert_eq!(config.route(host, path).unwrap().fleet.as_str(), fleet, "{host}{path}");
         }
+    }
+
+    #[test]
+    fn no_other_spelling_of_a_path_goes_round_its_route() {
+        let config = config(&[(None, "/", "rest"), (None, "/chat/caf%c3%a9", "chat")]);
+        for path in [
+            "/chat/caf%C3%A9",
+            "/%63h%61t/caf%C3%A9/room",
+            "//chat///caf%C3%A9",
+            "/chat%2Fcaf%C3%A9",
+            "/chat;a=b/caf%C3%A9;c",
+        ] {
+            assert_eq!(config.route("a", path).unwrap().fleet.as_str(), "chat", "{path}");
+        }
+        for path in [
+            "/",
+            "/chat",
+            "/chat/caf",
+            "/chat/caf%C3%A9s",
+            "/chat/caf%C3%A",
+            "/%",
+            "/%+63hat",
+            "/chat%252Fcaf%C3%A9",
+        ] {
+            assert_eq!(config.route("a", path).unwrap().fleet.as_str(), "rest", "{path}");
+        }
+    }
+
+    #[test]
+    fn the_origins_of_a_route_replace_those_of_its_fleet() {
+        let mut config = config(&[(None, "/", "chat"), (None, "/open", "chat")]);
+        config.fleets.get_mut(&id("chat")).unwrap().origins = Origins::Only(Vec::new());
+        config.routes[1].origins = Some(Origins::Any);
+        assert_eq!(config.route("a", "/x").unwrap().origins, &Origins::Only(Vec::new()));
+        assert_eq!(config.route("a", "/open/x").unwrap().origins, &Origins::Any);
     }
 
     #[test]

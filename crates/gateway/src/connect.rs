@@ -4,7 +4,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use evenkeel_fleet::gateway::Failure;
 use evenkeel_runtime::Clock;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
@@ -18,8 +17,12 @@ const PROBE_AFTER: Duration = Duration::from_secs(30);
 /// Why there is no connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ConnectError {
-    /// The server's doing.
-    Server(Failure),
+    /// Nobody listens there.
+    Refused,
+    /// There is no way to it, its name means nothing, or the connection broke while it was made.
+    Broken,
+    /// It did not accept in time.
+    Late,
     /// Ours: no descriptor, no port, no memory. The server is not to blame.
     OutOfMeans,
 }
@@ -74,7 +77,7 @@ impl Target {
         };
         tokio::select! { biased;
             connected = attempt => connected.map_err(|error| blame(&error)),
-            () = clock.sleep(limit) => Err(ConnectError::Server(Failure::Unreachable)),
+            () = clock.sleep(limit) => Err(ConnectError::Late),
         }
     }
 }
@@ -84,8 +87,10 @@ fn blame(error: &io::Error) -> ConnectError {
         // Every local port towards this server is in use: about 28,000 from one address.
         io::ErrorKind::AddrNotAvailable => ConnectError::OutOfMeans,
         _ if is_shortage(error) => ConnectError::OutOfMeans,
-        io::ErrorKind::ConnectionRefused => ConnectError::Server(Failure::Refused),
-        _ => ConnectError::Server(Failure::Unreachable),
+        io::ErrorKind::ConnectionRefused => ConnectError::Refused,
+        // The system gave up before we did.
+        io::ErrorKind::TimedOut => ConnectError::Late,
+        _ => ConnectError::Broken,
     }
 }
 
@@ -114,8 +119,9 @@ mod tests {
         let blamed = |errno: rustix::io::Errno| blame(&errno.into());
         assert_eq!(blamed(rustix::io::Errno::MFILE), ConnectError::OutOfMeans);
         assert_eq!(blamed(rustix::io::Errno::ADDRNOTAVAIL), ConnectError::OutOfMeans);
-        assert_eq!(blamed(rustix::io::Errno::CONNREFUSED), ConnectError::Server(Failure::Refused));
-        assert_eq!(blamed(rustix::io::Errno::HOSTUNREACH), ConnectError::Server(Failure::Unreachable));
+        assert_eq!(blamed(rustix::io::Errno::CONNREFUSED), ConnectError::Refused);
+        assert_eq!(blamed(rustix::io::Errno::HOSTUNREACH), ConnectError::Broken);
+        assert_eq!(blamed(rustix::io::Errno::TIMEDOUT), ConnectError::Late);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::rc::Rc;
 use evenkeel_fleet::gateway::{Ask, Failure, Refusal, ServerKey};
 use evenkeel_model::{Duration, Instant};
 use evenkeel_protocol::handshake::{Answer, Elsewhere, Handshake, Outcome, Step, Tunnel};
+use evenkeel_protocol::origin::{self, OriginError};
 use evenkeel_protocol::request::{Peer, Scheme};
 use tokio::net::TcpStream;
 use tracing::debug;
@@ -83,8 +84,8 @@ impl Connection {
                 Step::Elsewhere(_) | Step::End(Outcome::Tunnel(_)) => return Ended::ClientGone,
             }
             let ready = tokio::select! { biased;
-                _ = self.client.readable() => Ready::Client,
                 () = self.shell.clock.sleep_until(self.handshake.poll_timeout()) => Ready::Timeout,
+                _ = self.client.readable() => Ready::Client,
             };
             step = match self.take(ready, None) {
                 Some(step) => step,
@@ -109,13 +110,15 @@ impl Connection {
     /// The request is whole and proper: find a server that takes it.
     async fn proxy(&mut self) -> Ended {
         let started = self.shell.clock.now();
-        let fleet =
-            self.handshake.request().and_then(|request| self.shell.route(request.host(), request.path()));
-        let Some(fleet) = fleet else {
-            return self.refuse(404, "no_route", "", "nothing is served here");
+        let fleet = match self.route() {
+            Ok(fleet) => fleet,
+            Err(NoWay::Route) => return self.refuse(404, "no_route", "", "nothing is served here"),
+            Err(NoWay::Origin(error)) => {
+                return self.refuse(error.status(), error.reason(), "", &error.to_string());
+            }
         };
         let mut tried: Vec<ServerKey> = Vec::new();
-        let mut last: Option<Failure> = None;
+        let mut last: Option<Trouble> = None;
         while tried.len() <= self.shell.config.limits.retries {
             let placed = match self.place(&fleet, &tried).await {
                 Ok(placed) => placed,
@@ -141,16 +144,28 @@ impl Connection {
                     drop(placed);
                     return self.busy("out_of_means");
                 }
-                Tried::Failed(failure) => {
-                    placed.failed(failure);
-                    if failure == Failure::BadAnswer {
+                Tried::Failed(trouble) => {
+                    placed.failed(trouble.failure());
+                    if trouble == Trouble::BadAnswer {
                         return self.refuse(502, "bad_answer", "", "the server gave no proper answer");
                     }
-                    last = Some(failure);
+                    last = Some(trouble);
                 }
             }
         }
         self.refuse_placement(Refusal::AllTried, last)
+    }
+
+    /// Where the request leads, if its page may go there.
+    fn route(&self) -> Result<Rc<Fleet>, NoWay> {
+        let request = self.handshake.request().ok_or(NoWay::Route)?;
+        let (fleet, origins) = self.shell.route(request.host(), request.path()).ok_or(NoWay::Route)?;
+        origins.check(request.origin(), request.host()).map_err(|error| {
+            let origin = origin::shown(request.origin().unwrap_or_default());
+            debug!(conn = %self.shell.conn_text(self.id), fleet = %fleet.id, origin, host = request.host(), reason = error.reason(), "origin refused");
+            NoWay::Origin(error)
+        })?;
+        Ok(fleet)
     }
 
     /// Waits for a server while watching the client.
@@ -172,17 +187,22 @@ impl Connection {
 
     async fn try_server(&mut self, placed: &Placed) -> Tried {
         let limits = self.shell.config.limits;
-        let Some(target) = placed.target() else { return Tried::Failed(Failure::Unreachable) };
+        let Some(target) = placed.target() else { return Tried::Failed(Trouble::Closed) };
         let server = match target.connect(limits.connect, self.shell.clock).await {
             Ok(server) => server,
-            Err(ConnectError::Server(failure)) => return Tried::Failed(failure),
+            Err(ConnectError::Refused) => return Tried::Failed(Trouble::Refused),
+            Err(ConnectError::Broken) => return Tried::Failed(Trouble::Closed),
+            Err(ConnectError::Late) => return Tried::Failed(Trouble::Late),
             Err(ConnectError::OutOfMeans) => return Tried::OutOfMeans,
         };
         let conn = self.shell.conn_text(self.id);
         let head = self.handshake.ask(&target.prefix, &self.peer, &conn, self.shell.clock.now());
         let deadline = self.shell.clock.now() + limits.heads.server_head;
-        if self.write_all(&server, &head, deadline).await.is_err() {
-            return Tried::Failed(Failure::Unreachable);
+        if let Err(error) = self.write_all(&server, &head, deadline).await {
+            return Tried::Failed(match error.kind() {
+                io::ErrorKind::TimedOut => Trouble::Late,
+                _ => Trouble::Closed,
+            });
         }
         let mut step = Step::Need;
         loop {
@@ -193,14 +213,15 @@ impl Connection {
                     return Tried::Answer(answer);
                 }
                 Step::End(Outcome::Answer(answer)) => return Tried::Refused(answer),
-                Step::Elsewhere(why) => return Tried::Failed(failure(why)),
+                Step::Elsewhere(why) => return Tried::Failed(why.into()),
                 // A machine that is asking does not ask for another server.
-                Step::Pick => return Tried::Failed(Failure::Unreachable),
+                Step::Pick => return Tried::Failed(Trouble::Closed),
             }
+            // The deadline first: a peer that never stops sending must not put it off.
             let ready = tokio::select! { biased;
+                () = self.shell.clock.sleep_until(self.handshake.poll_timeout()) => Ready::Timeout,
                 _ = server.readable() => Ready::Server,
                 _ = self.client.readable() => Ready::Client,
-                () = self.shell.clock.sleep_until(self.handshake.poll_timeout()) => Ready::Timeout,
             };
             step = match self.take(ready, Some(&server)) {
                 Some(step) => step,
@@ -217,13 +238,15 @@ impl Connection {
     }
 
     /// What the client is told when no server takes it.
-    fn refuse_placement(&mut self, refusal: Refusal, last: Option<Failure>) -> Ended {
+    /// Only silence is a 504: a server that refuses or closes has answered, in its way, that it cannot serve now.
+    fn refuse_placement(&mut self, refusal: Refusal, last: Option<Trouble>) -> Ended {
         match last {
-            Some(Failure::Unreachable) => {
-                self.come_back(504, "unreachable", "no server answered the handshake")
+            Some(Trouble::Late) => {
+                self.come_back(504, "server_late", "no server answered the handshake in time")
             }
-            Some(Failure::Refused) => self.busy("refused"),
-            _ => self.busy(refusal.reason()),
+            Some(Trouble::Refused) => self.busy("server_refused"),
+            Some(Trouble::Closed) => self.busy("server_closed"),
+            Some(Trouble::Draining | Trouble::BadAnswer) | None => self.busy(refusal.reason()),
         }
     }
 
@@ -274,6 +297,12 @@ enum Ready {
     Timeout,
 }
 
+/// Why a request leads nowhere.
+enum NoWay {
+    Route,
+    Origin(OriginError),
+}
+
 /// Why there is no server.
 enum Unplaced {
     Refused(Refusal),
@@ -289,17 +318,46 @@ enum Tried {
     Answer(Answer),
     /// The client broke the rules meanwhile.
     Refused(Answer),
-    Failed(Failure),
+    Failed(Trouble),
     /// No descriptor or port of ours is free.
     OutOfMeans,
     ClientGone,
 }
 
-const fn failure(why: Elsewhere) -> Failure {
-    match why {
-        Elsewhere::Draining => Failure::Draining,
-        Elsewhere::Late | Elsewhere::Closed => Failure::Unreachable,
-        Elsewhere::Bad(_) => Failure::BadAnswer,
+/// How a server failed a handshake. Finer than what the fleet counts: a client is told of silence in another way than
+/// of a closed door.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Trouble {
+    /// Nobody listens there.
+    Refused,
+    /// No way to it, or its connection ended before an answer.
+    Closed,
+    /// It did not accept or answer in time.
+    Late,
+    Draining,
+    BadAnswer,
+}
+
+impl Trouble {
+    /// What the fleet counts it as.
+    const fn failure(self) -> Failure {
+        match self {
+            Self::Refused => Failure::Refused,
+            Self::Closed | Self::Late => Failure::Unreachable,
+            Self::Draining => Failure::Draining,
+            Self::BadAnswer => Failure::BadAnswer,
+        }
+    }
+}
+
+impl From<Elsewhere> for Trouble {
+    fn from(why: Elsewhere) -> Self {
+        match why {
+            Elsewhere::Draining => Self::Draining,
+            Elsewhere::Late => Self::Late,
+            Elsewhere::Closed => Self::Closed,
+            Elsewhere::Bad(_) => Self::BadAnswer,
+        }
     }
 }
 

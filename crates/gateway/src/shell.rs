@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::rc::Rc;
 
 use evenkeel_model::Rng;
+use evenkeel_protocol::origin::Origins;
 use evenkeel_runtime::{Clock, Shutdown, Tasks};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
@@ -98,9 +99,11 @@ impl Shell {
         }
     }
 
-    pub(crate) fn route(&self, host: &str, path: &str) -> Option<Rc<Fleet>> {
-        let id = self.config.route(host, path)?;
-        self.fleets.iter().find(|fleet| fleet.id == *id).cloned()
+    /// The fleet that a request leads to, and the pages that may send it.
+    pub(crate) fn route(&self, host: &str, path: &str) -> Option<(Rc<Fleet>, &Origins)> {
+        let routed = self.config.route(host, path)?;
+        let fleet = self.fleets.iter().find(|fleet| fleet.id == *routed.fleet)?;
+        Some((Rc::clone(fleet), routed.origins))
     }
 
     pub(crate) fn next_id(&self) -> ConnId {

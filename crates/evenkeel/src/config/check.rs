@@ -4,13 +4,14 @@
 //! of features that are not built yet are refused by name.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use evenkeel_fleet::config::{PickRule, ScaleConfig};
 use evenkeel_gateway::config::{CheckConfig, CheckKind};
 use evenkeel_model::{Connections, FleetId, GatewayId, ServerId};
+use evenkeel_protocol::origin::{Origin, Origins};
 use evenkeel_runtime::log::{self, Format};
 use toml::Value;
 
@@ -271,7 +272,9 @@ fn fleet(id: FleetId, raw: &RawFleet, at: &At<'_>, base: &Path, problems: &mut P
     }
     r.word("pick", raw.pick.as_ref(), &mut fleet.law.place.pick, &PICKS);
     r.not_yet("key_file", raw.key_file.as_ref(), "");
-    r.not_yet("origins", raw.origins.as_ref(), "");
+    if let Some(origins) = origins(&mut r, raw.origins.as_ref()) {
+        fleet.origins = origins;
+    }
     for (index, raw) in raw.servers.iter().flatten().enumerate() {
         fleet.servers.extend(server(raw, at.item("servers", index), problems));
     }
@@ -313,9 +316,24 @@ fn server(raw: &RawServer, at: At<'static>, problems: &mut Problems) -> Option<S
     let word = |text: &str| (!text.is_empty() && text.len() <= 128).then(|| text.to_owned());
     let zone = r.text("zone", raw.zone.as_ref(), word, "a text of 1 to 128 characters", "z1");
     let labels = labels(&mut r, raw.labels.as_ref());
-    r.not_yet("addresses", raw.addresses.as_ref(), "");
+    let address =
+        |text: &str| text.parse::<IpAddr>().ok().filter(|ip| !ip.is_unspecified() && !ip.is_multicast());
+    let addresses =
+        r.list("addresses", raw.addresses.as_ref(), address, "IP addresses without port", "192.0.2.1");
+    let addresses = addresses.unwrap_or_default();
     let capacity = (capacity > 0).then_some(Connections(capacity));
-    Some(Server { id: id?, url: url?, public_url, capacity, zone, labels })
+    Some(Server { id: id?, url: url?, public_url, capacity, zone, labels, addresses })
+}
+
+/// `None`: not given. `"*"` among them allows all.
+fn origins(r: &mut Reader<'_>, raw: Option<&Value>) -> Option<Origins> {
+    // `None` inside stands for `"*"`.
+    let origin = |text: &str| match text {
+        "*" => Some(None),
+        text => Origin::parse(text).ok().map(Some),
+    };
+    let listed = r.list("origins", raw, origin, ORIGINS_ALLOWED, "https://app.example.com")?;
+    Some(listed.into_iter().collect::<Option<Vec<_>>>().map_or(Origins::Any, Origins::Only))
 }
 
 fn labels(r: &mut Reader<'_>, raw: Option<&Named<Value>>) -> BTreeMap<String, String> {
@@ -447,7 +465,8 @@ fn route(
     } else {
         r.word("kind", raw.kind.as_ref(), &mut (), &[("websocket", ())]);
     }
-    for (key, value) in [("origins", &raw.origins), ("location", &raw.location), ("auth", &raw.auth)] {
+    let origins = origins(&mut r, raw.origins.as_ref());
+    for (key, value) in [("location", &raw.location), ("auth", &raw.auth)] {
         r.not_yet(key, value.as_ref(), "");
     }
     let host = |text: &str| valid_host(text).then(|| text.to_ascii_lowercase());
@@ -460,7 +479,7 @@ fn route(
     let known = |text: &str| fleets.keys().find(|id| id.as_str() == text).cloned();
     let example = fleets.keys().next().map_or("chat", FleetId::as_str);
     let fleet = r.text("fleet", raw.fleet.as_ref(), known, &allowed, example)?;
-    Some(Route { host, path: path.unwrap_or_else(|| String::from("/")), fleet })
+    Some(Route { host, path: path.unwrap_or_else(|| String::from("/")), fleet, origins })
 }
 
 /// No two listeners on one address; port 0 takes a free one each time.
@@ -481,6 +500,7 @@ fn distinct_listeners(settings: &Settings, problems: &mut Problems) {
 const ID_ALLOWED: &str = "1 to 128 characters of A-Z a-z 0-9 . _ -, the first a letter or digit";
 const ADDR_ALLOWED: &str = "an IP address with port";
 const URL_ALLOWED: &str = "ws:// with a host and port";
+const ORIGINS_ALLOWED: &str = "origins as browsers send them, scheme://host[:port] in ASCII without path and without / at the end, or \"*\" for all";
 const PATH_ALLOWED: &str = "a path that begins with / and has no query";
 const COMMAND_EXAMPLE: &str = "[\"my-server\", \"--port\", \"{port}\"]";
 

@@ -7,6 +7,7 @@ use evenkeel_fleet::config::{
     Band, CapacityConfig, Combine, HealthConfig, MoveConfig, PlaceConfig, ScaleConfig, ScoreConfig,
 };
 use evenkeel_gateway::config::CheckConfig;
+use evenkeel_protocol::origin::Origins;
 use toml::Value;
 
 use super::check::{CHECKS, FORMATS, PICKS};
@@ -75,7 +76,7 @@ fn fleet(it: &Fleet, base: &Path) -> RawFleet {
         pick: word(it.law.place.pick, &PICKS),
         speed: number(it.speed),
         key_file: None,
-        origins: None,
+        origins: origins(&it.origins),
         servers: (!it.servers.is_empty()).then(|| it.servers.iter().map(server).collect()),
         score: Some(score(&it.law.score)),
         capacity: Some(capacity(&it.law.capacity)),
@@ -96,7 +97,7 @@ fn server(it: &Server) -> RawServer {
         capacity: it.capacity.and_then(|capacity| whole(capacity.get())),
         zone: it.zone.as_ref().and_then(text),
         labels: named(it.labels.iter().map(|(name, label)| (name, text(label)))),
-        addresses: None,
+        addresses: (!it.addresses.is_empty()).then(|| texts(&it.addresses)).flatten(),
     }
 }
 
@@ -223,7 +224,17 @@ fn route(it: &Route) -> RawRoute {
         path: text(&it.path),
         fleet: text(&it.fleet),
         kind: text("websocket"),
+        origins: it.origins.as_ref().and_then(origins),
         ..RawRoute::default()
+    }
+}
+
+/// The default is no list: it cannot be written down.
+fn origins(it: &Origins) -> Option<Value> {
+    match it {
+        Origins::Own => None,
+        Origins::Only(origins) => texts(origins),
+        Origins::Any => texts(&["*"]),
     }
 }
 

@@ -1,13 +1,14 @@
 //! The configuration after all checks: what `serve` composes the roles from. From here on nothing is checked.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use evenkeel_fleet::config::FleetConfig;
 use evenkeel_gateway::config::{CheckConfig, Limits};
 use evenkeel_model::{Connections, FleetId, GatewayId, ServerId};
+use evenkeel_protocol::origin::Origins;
 use evenkeel_runtime::log::Format;
 
 /// A whole configuration.
@@ -79,6 +80,8 @@ pub(crate) struct Fleet {
     pub(crate) speed: f64,
     /// How clients reach servers.
     pub(crate) scheme: Scheme,
+    /// Which web pages may connect. Default: those of the host that the request names.
+    pub(crate) origins: Origins,
     /// Servers known by name.
     pub(crate) servers: Vec<Server>,
     /// Active checks of servers without agent.
@@ -114,6 +117,8 @@ pub(crate) struct Server {
     pub(crate) zone: Option<String>,
     /// Labels.
     pub(crate) labels: BTreeMap<String, String>,
+    /// What DNS answers with; empty: the address in a URL of it.
+    pub(crate) addresses: Vec<IpAddr>,
 }
 
 /// The process provider.
@@ -138,6 +143,8 @@ pub(crate) struct Route {
     pub(crate) path: String,
     /// Where it leads.
     pub(crate) fleet: FleetId,
+    /// Which web pages may connect; `None`: those of the fleet.
+    pub(crate) origins: Option<Origins>,
 }
 
 impl Settings {
@@ -178,6 +185,7 @@ impl Fleet {
             law: FleetConfig::new(id).at_speed(speed),
             speed,
             scheme: Scheme::Auto,
+            origins: Origins::default(),
             servers: Vec::new(),
             check: CheckConfig::default(),
             report_interval: Duration::from_secs(1),

@@ -87,7 +87,7 @@ fn at_most_three_servers_are_tried() {
     let mut client = gate.client();
     client.write_all(&handshake("/")).unwrap();
     let answer = String::from_utf8(read_end(&mut client)).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 504 ") && answer.contains("\r\nRetry-After: "), "{answer}");
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("\r\nRetry-After: "), "{answer}");
     assert_eq!(closing.iter().map(Server::accepted).sum::<usize>(), 3);
 }
 

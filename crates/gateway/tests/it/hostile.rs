@@ -105,7 +105,7 @@ fn no_hostile_handshake_reaches_a_server_and_each_gets_its_status() {
     let target = Server::websocket(|link| link.record());
     let gate = Gate::new(vec![server("a", target.addr)]);
     let refused = corpus().refused;
-    assert!(refused.len() >= 76, "{}", refused.len());
+    assert!(refused.len() >= 145, "{}", refused.len());
     let mut wrong = Vec::new();
     for case in &refused {
         let answer = exchange(&gate, &expand(&case.bytes));
