@@ -2,12 +2,14 @@
 //!
 //! In: the same servers, allotments and standings the plan was made from, and the plan. Out: the first
 //! [`Violation`], if any. A plan with one is not carried out: nothing moves in that round and everyone is told why.
+//! It reckons from the servers as they would be once the plan is carried out, and shares no arithmetic with `moves`: a
+//! mistake there is found here.
 //! Elsewhere: making plans (`moves`, `scale`).
 
-use evenkeel_model::{Connections, Share};
+use evenkeel_model::Share;
 
-use crate::allot::{Allotments, Cause, Server};
-use crate::moves::{Facts, Moves, Relief, Standing, Verdict, excess, lack};
+use crate::allot::{Allotment, Allotments, Cause, Server};
+use crate::moves::{Facts, Moves, Relief, Standing, Verdict};
 use crate::snapshot::Health;
 
 /// What a plan must never do.
@@ -94,10 +96,17 @@ fn check_server(server: &Server, target: Share, standing: Standing, relief: Reli
 
 fn decides_once(servers: &[Server], all: &Allotments, plan: &Moves) -> bool {
     let mut decided = plan.verdicts.iter().map(|(i, _)| *i);
-    let above = (0..servers.len()).filter(|&i| !excess(&servers[i], &all.each[i]).is_zero());
+    let above = (0..servers.len()).filter(|&i| is_above(&servers[i], &all.each[i]));
     let same = above.eq(decided.by_ref()) && decided.next().is_none();
     let relieved = plan.verdicts.iter().filter(|(_, verdict)| matches!(verdict, Verdict::Relieved(..)));
     same && relieved.count() == plan.each.iter().flatten().count()
+}
+
+/// Whether a server has a whole connection too many. What is on its way to a pinned one was placed before the pin.
+fn is_above(server: &Server, allotment: &Allotment) -> bool {
+    let pinned = allotment.bound_by.is_some_and(Cause::pins);
+    let counted = if pinned { server.live } else { server.live + server.pending };
+    !server.live.is_zero() && Share::from_connections(counted).0 >= allotment.target.0 + (1 << Share::BITS)
 }
 
 /// Whether what leaves fits: relief of those that stay below the receivers' targets, all of it below their ceilings.
@@ -108,23 +117,27 @@ fn fits(
     facts: Facts<'_>,
     plan: &Moves,
 ) -> Result<(), Violation> {
-    let held = |i: usize| servers[i].live + servers[i].pending;
-    let open = || (0..servers.len()).filter(|&i| all.each[i].open);
-    let room: u64 = open().map(|i| u64::from(all.each[i].at_most.saturating_sub(held(i)).get())).sum();
-    let ordered = |(i, _): &(usize, Verdict)| all.each[*i].bound_by == Some(Cause::Operator);
-    let lack = lack(servers, all, plan.verdicts.iter().any(ordered));
-    let gives = |draining: bool| -> u64 {
-        let gives = |(i, verdict): &(usize, Verdict)| match verdict {
-            Verdict::Relieved(gives, _) if standing[*i].phase.is_some() == draining => u64::from(gives.get()),
-            _ => 0,
-        };
-        plan.verdicts.iter().map(gives).sum()
-    };
+    let (mut leave, mut leave_to_even_out) = (0, 0);
+    for (i, verdict) in &plan.verdicts {
+        let (Verdict::Relieved(gives, _), Some(relief)) = (verdict, plan.each[*i]) else { continue };
+        let (server, drains) = (&servers[*i], standing[*i].phase.is_some());
+        let held = if drains { server.live } else { server.live + server.pending };
+        let by_target = u64::from(held.get()).saturating_sub(u64::from(relief.target.get()));
+        let leaves = by_target.max(u64::from(gives.get()));
+        leave += leaves;
+        leave_to_even_out += if drains { 0 } else { leaves };
+    }
+    let (mut below_target, mut below_ceiling) = (0u64, 0u64);
+    for (server, allotment) in servers.iter().zip(&all.each).filter(|(_, allotment)| allotment.open) {
+        let held = Share::from_connections(server.live + server.pending).0;
+        below_target += allotment.target.0.saturating_sub(held);
+        below_ceiling += Share::from_connections(allotment.at_most).0.saturating_sub(held);
+    }
     let enforced = facts.config.deadline_policy == crate::config::DeadlinePolicy::Enforce;
-    if gives(false) > lack || (gives(true) + gives(false) > room && !enforced) {
+    let passes = |leave: u64, room: u64| leave << Share::BITS > room;
+    if passes(leave_to_even_out, below_target) || (passes(leave, below_ceiling) && !enforced) {
         return Err(Violation::Room);
     }
-    debug_assert!(room == 0 || open().all(|i| all.each[i].at_most > Connections::ZERO));
     Ok(())
 }
 
@@ -133,12 +146,12 @@ mod tests {
     use alloc::vec;
     use alloc::vec::Vec;
 
-    use evenkeel_model::{PerSecond, Ratio, ServerId};
+    use evenkeel_model::{Connections, PerSecond, Ratio, ServerId};
 
     use super::*;
-    use crate::allot::allot;
+    use crate::allot::{Ceiling, allot};
     use crate::config::{MoveConfig, PickRule};
-    use crate::moves::moves;
+    use crate::moves::{Room, moves, moves_by};
 
     fn server(live: u32) -> Server {
         Server {
@@ -204,5 +217,70 @@ mod tests {
             plan.verdicts[0].1 = Verdict::Relieved(Connections(301), PerSecond::new(1.0));
         });
         assert_eq!(room, Err(Violation::Room));
+    }
+
+    /// What lint says of a plan for a server that must leave 300 to two that lack 150 each, 50 of them on their way,
+    /// made by a mover with that idea of room.
+    fn mistaken(room: Room) -> Result<(), Violation> {
+        let config = MoveConfig { pace: PerSecond::new(1e6), ..MoveConfig::default() };
+        let facts = Facts {
+            config: &config,
+            pick: PickRule::Auto,
+            active: true,
+            arrivals: PerSecond::ZERO,
+            failing: false,
+        };
+        let mut over = server(601);
+        over.ceilings.push(Ceiling { at_most: Connections(101), cause: Cause::Operator });
+        let mut servers = [over, server(100), server(100)];
+        for server in &mut servers[1..] {
+            server.admit = PerSecond::new(1e6);
+            server.pending = Connections(50);
+        }
+        let standing =
+            [Standing { health: Health::Ok, probation: false, phase: None, in_force: PerSecond::ZERO }; 3];
+        // Fewer than are held, so that the source may give more than the receivers lack.
+        let all = allot(&servers, Connections(702), Ratio::ONE);
+        let plan = moves_by(room, &servers, &all, &standing, facts);
+        assert!(plan.each[0].is_some());
+        lint(&servers, &all, &standing, facts, &plan)
+    }
+
+    #[test]
+    fn a_mover_that_is_wrong_about_room_is_found() {
+        assert_eq!(
+            mistaken(|server, allotment| {
+                Share(
+                    allotment
+                        .target
+                        .0
+                        .saturating_sub(Share::from_connections(server.live + server.pending).0),
+                )
+            }),
+            Ok(()),
+            "no mistake"
+        );
+        assert_eq!(
+            mistaken(|server, allotment| {
+                Share(allotment.target.0.saturating_sub(Share::from_connections(server.live).0))
+            }),
+            Err(Violation::Room),
+            "forgets what is on its way"
+        );
+        assert_eq!(
+            mistaken(|server, allotment| {
+                let held = server.live + server.pending;
+                Share::from_connections(allotment.target.ceil().saturating_sub(held))
+            }),
+            Err(Violation::Room),
+            "rounds each room up"
+        );
+        assert_eq!(
+            mistaken(|server, allotment| {
+                Share::from_connections(allotment.at_most.saturating_sub(server.live + server.pending))
+            }),
+            Err(Violation::Room),
+            "fills up to the ceiling"
+        );
     }
 }

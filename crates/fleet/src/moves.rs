@@ -165,21 +165,17 @@ pub fn excess(server: &Server, allotment: &Allotment) -> Connections {
     (server.live + on_the_way).saturating_sub(allotment.target.ceil()).min(server.live)
 }
 
-/// Connections that open servers together hold less than their targets: whole places at each. An operator's shed may
-/// also take half a place at each of two servers, or its last connection would stay for ever.
-#[must_use]
-pub fn lack(servers: &[Server], all: &Allotments, by_operator: bool) -> u64 {
-    let open = servers.iter().zip(&all.each).filter(|(_, allotment)| allotment.open);
-    let parts = open.map(|(server, allotment)| {
-        let held = Share::from_connections(server.live + server.pending);
-        allotment.target.0.saturating_sub(held.0)
-    });
-    if by_operator {
-        (parts.sum::<u64>() + (1 << (Share::BITS - 1))) >> Share::BITS
-    } else {
-        parts.map(|part| part >> Share::BITS).sum()
-    }
+/// How far a server is below its target, what is on its way to it included.
+fn room(server: &Server, allotment: &Allotment) -> Share {
+    let held = Share::from_connections(server.live + server.pending);
+    Share(allotment.target.0.saturating_sub(held.0))
 }
+
+/// Tells the room of a server: [`room`], or in tests a mistake about it.
+pub(crate) type Room = fn(&Server, &Allotment) -> Share;
+
+/// The part of a [`Share`] below one connection.
+const PART: u64 = (1 << Share::BITS) - 1;
 
 /// Width of a band around a target, in connections.
 #[must_use]
@@ -191,8 +187,19 @@ pub fn width(band: Band, target: Share) -> f64 {
 /// Decides all moves of one round.
 #[must_use]
 pub fn moves(servers: &[Server], all: &Allotments, standing: &[Standing], facts: Facts<'_>) -> Moves {
+    moves_by(room, servers, all, standing, facts)
+}
+
+/// The same with another idea of room.
+pub(crate) fn moves_by(
+    room: Room,
+    servers: &[Server],
+    all: &Allotments,
+    standing: &[Standing],
+    facts: Facts<'_>,
+) -> Moves {
     debug_assert!(servers.len() == all.each.len() && servers.len() == standing.len());
-    let fleet = Fleet { servers, all, standing, facts };
+    let fleet = Fleet { servers, all, standing, facts, room };
     let pace = pace(servers, all, facts.config);
     let mut plan = Moves {
         each: alloc::vec![None; servers.len()],
@@ -214,6 +221,7 @@ struct Fleet<'a> {
     all: &'a Allotments,
     standing: &'a [Standing],
     facts: Facts<'a>,
+    room: Room,
 }
 
 /// A server above its target.
@@ -226,9 +234,11 @@ struct Source {
 /// What receivers can take this round.
 #[derive(Clone, Copy)]
 struct Receivers {
-    /// Connections below target.
+    /// Connections below target, for those who must leave.
     lack: u64,
-    /// Connections below target that arrivals will not fill.
+    /// The same for those who leave only to even out.
+    even: u64,
+    /// Of these, those that arrivals will not fill.
     need: u64,
     /// What those below target admit.
     admit: PerSecond,
@@ -251,7 +261,10 @@ const RULES: [Rule; 7] = [
         calm.then_some(Why::WithinBand)
     },
     |fleet, _, _| fleet.facts.failing.then_some(Why::HandshakeErrors),
-    |_, _, receivers| (receivers.lack == 0).then_some(Why::NoReceiver),
+    |fleet, source, receivers| {
+        let lack = if fleet.urgency(source) == Urgency::None { receivers.even } else { receivers.lack };
+        (lack == 0).then_some(Why::NoReceiver)
+    },
     |fleet, source, receivers| {
         let fills = receivers.need == 0 && fleet.urgency(source) == Urgency::None;
         fills.then_some(Why::ArrivalsFirst)
@@ -372,11 +385,43 @@ impl Fleet<'_> {
         let below = |i: &usize| self.all.each[*i].open && self.held(*i) < self.all.each[*i].target.ceil();
         let below = (0..self.servers.len()).filter(below);
         let admit = PerSecond::new(below.map(|i| self.servers[i].admit.get()).sum());
-        let ordered = self.sources().any(|source| self.urgency(source) == Urgency::Ordered);
-        let whole = lack(self.servers, self.all, false).saturating_sub(given);
-        let lack = lack(self.servers, self.all, ordered).saturating_sub(given);
+        let lack = self.lack(|_| true).saturating_sub(given);
+        let even = self.lack_to_even_out().saturating_sub(given);
         let arriving = self.facts.arrivals.min(admit).get() * self.facts.config.arrivals_window.as_secs_f64();
-        Receivers { lack, need: whole.saturating_sub(arriving as u64), admit, pace, active: plan.active }
+        let need = even.saturating_sub(arriving as u64);
+        Receivers { lack, even, need, admit, pace, active: plan.active }
+    }
+
+    /// Connections that open servers together hold less than their targets: exact parts are summed, and only the sum
+    /// is rounded down, so that half a place at each of two servers is one. The last place of a receiver, of which
+    /// only a part is below its target, counts where `takes` says so.
+    fn lack(&self, takes: impl Fn(&Allotment) -> bool) -> u64 {
+        let open = self.servers.iter().zip(&self.all.each).filter(|(_, allotment)| allotment.open);
+        let rooms = open.map(|(server, allotment)| {
+            let room = (self.room)(server, allotment).0;
+            if takes(allotment) { room } else { room & !PART }
+        });
+        rooms.sum::<u64>() >> Share::BITS
+    }
+
+    /// Who leaves only to even out is placed where it is emptiest, which may be the server it came from: the last
+    /// place of a receiver counts only if it is less full with it than the fullest source without relief.
+    fn lack_to_even_out(&self) -> u64 {
+        let even = |source: &Source| {
+            let standing = self.standing[source.i];
+            let stays = standing.phase.is_none() && untrusted(standing).is_none();
+            stays && self.urgency(*source) == Urgency::None
+        };
+        let full =
+            |i: usize| (u128::from(self.held(i).get()) << Share::BITS, u128::from(self.all.each[i].target.0));
+        let sources = self.sources().filter(even).map(|source| full(source.i));
+        let Some(fullest) = sources.max_by(|a, b| (a.0 * b.1.max(1)).cmp(&(b.0 * a.1.max(1)))) else {
+            return 0;
+        };
+        self.lack(|receiver| {
+            let with_it = u128::from(receiver.target.ceil().get()) << Share::BITS;
+            with_it * fullest.1 < fullest.0 * u128::from(receiver.target.0)
+        })
     }
 
     /// Orders the relief of servers that stay: the pressing ones first, then evening out.
