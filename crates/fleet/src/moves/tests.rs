@@ -325,7 +325,8 @@ proptest! {
     }
 
     /// Many small servers and a large one near their targets: each small one lacks a part of a connection, and what
-    /// the large one gives may come straight back to it. Moves end all the same, and few were in vain.
+    /// the large one gives may come straight back to it. Moves end all the same, and only those of one round or two
+    /// were in vain.
     #[test]
     fn what_leaves_only_to_even_out_does_not_go_in_circles(
         small in 2..60usize, each in 1..8u32, over in 0..400u32, capacity in 100..4_000u32,
@@ -342,8 +343,9 @@ proptest! {
             let plan = moves(&servers, &all, &standing, Facts { active: true, ..facts(&config) });
             let before = moved;
             for (i, verdict) in &plan.verdicts {
-                let Verdict::Relieved(gives, _) = verdict else { continue };
-                servers[*i].live = servers[*i].live.saturating_sub(*gives);
+                let Verdict::Relieved(gives, rate) = verdict else { continue };
+                let gives = (*gives).min(Connections(rate.get() as u32 + 1));
+                servers[*i].live = servers[*i].live.saturating_sub(gives);
                 moved += gives.get();
                 for _ in 0..gives.get() {
                     let ratio = |i: &usize| f64::from(servers[*i].live.get() + 1) / all.each[*i].target.as_f64();
@@ -357,6 +359,6 @@ proptest! {
                 break;
             }
         }
-        prop_assert!(in_vain <= moved / 2 + 3, "{moved} moved, {in_vain} in vain");
+        prop_assert!(f64::from(in_vain) <= 2.0 * config.pace.get(), "{moved} moved, {in_vain} in vain");
     }
 }
