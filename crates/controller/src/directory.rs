@@ -11,7 +11,6 @@ use evenkeel_model::{Desired, Duration, FleetId, ServerId};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::fleet::{OrderAnswer, ToFleet};
-use crate::metrics::Metrics;
 use crate::status::FleetStatus;
 
 /// Servers known in one process; a bound on memory and on metric series. More than any fleet we have figures for.
@@ -113,10 +112,12 @@ impl FleetHandle {
         tokio::time::timeout(wait, answer).await.map_err(|_| Unavailable)?.map_err(|_| Unavailable)
     }
 
-    /// Hands over what a gateway says; without room it is dropped, a newer one follows.
-    pub(crate) fn offer(&self, input: Input, metrics: &Metrics) {
-        if self.inputs.try_send(ToFleet::Said(input)).is_err() {
-            metrics.dropped(&self.id, "gateway_view");
+    /// Hands over what a gateway says, or gives it back where there is no room.
+    pub(crate) fn offer(&self, input: Input) -> Option<Input> {
+        match self.inputs.try_send(ToFleet::Said(input)).err()?.into_inner() {
+            ToFleet::Said(input) => Some(input),
+            // What comes back is what was sent.
+            _ => None,
         }
     }
 }

@@ -28,6 +28,7 @@ mod metrics;
 mod providers;
 pub mod publish;
 pub mod registration;
+mod route;
 mod start;
 pub mod status;
 pub mod store;

@@ -1,10 +1,10 @@
 //! What the controller counts. Names are in `evenkeel_runtime::metrics::names`.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use evenkeel_fleet::controller::{Event, ServerStatus};
 use evenkeel_fleet::snapshot::Health;
-use evenkeel_model::{Duration, FleetId, State};
+use evenkeel_model::{Duration, FleetId, Instant, State};
 use evenkeel_runtime::metrics::{Registry, Unit, names};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -119,8 +119,13 @@ impl Metrics {
     }
 
     /// What the gauges show from now on.
-    pub(crate) fn show(&self, statuses: Vec<Arc<FleetStatus>>) {
-        *self.statuses.0.lock().unwrap_or_else(PoisonError::into_inner) = statuses;
+    pub(crate) fn show(&self, statuses: Vec<Arc<FleetStatus>>, now: Instant) {
+        *self.statuses.lock() = Shown { statuses, at: Some(now) };
+    }
+
+    /// Whether what the gauges show was taken after that time.
+    pub(crate) fn shown_since(&self, time: Instant) -> bool {
+        self.statuses.lock().at.is_some_and(|at| at > time)
     }
 }
 
@@ -134,14 +139,26 @@ fn round_histogram() -> Histogram {
     Histogram::new(exponential_buckets(10e-6, 2.0, 15))
 }
 
-/// Gauges of servers, taken from the fleets when somebody asks for `/metrics`: one consistent view, and nothing of
-/// servers that are gone.
+/// Gauges of servers, taken from the fleets when somebody asks for `/metrics`, at most once a second: one consistent
+/// view, and nothing of servers that are gone.
 #[derive(Debug, Clone, Default)]
-struct Statuses(Arc<Mutex<Vec<Arc<FleetStatus>>>>);
+struct Statuses(Arc<Mutex<Shown>>);
+
+#[derive(Debug, Default)]
+struct Shown {
+    statuses: Vec<Arc<FleetStatus>>,
+    at: Option<Instant>,
+}
+
+impl Statuses {
+    fn lock(&self) -> MutexGuard<'_, Shown> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl Collector for Statuses {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let fleets = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let fleets = self.lock().statuses.clone();
         type Gauge = (&'static str, &'static str, fn(&ServerStatus) -> f64);
         let gauges: [Gauge; 4] = [
             (names::CONTROLLER_SERVER_CONNECTIONS, "Connections held.", |s| s.connections.get().into()),

@@ -10,7 +10,7 @@ use evenkeel_fleet::controller::{Input, Provided};
 use evenkeel_fleet::snapshot::GatewaySays;
 use evenkeel_runtime::file::make_folder;
 use evenkeel_runtime::metrics::Shared;
-use evenkeel_runtime::{Clock, ListenError, Phase, Shutdown, Tasks, listen};
+use evenkeel_runtime::{Clock, ListenError, Shutdown, Tasks, listen};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
@@ -22,6 +22,7 @@ use crate::events::Events;
 use crate::fleet::{Fleet, Memory, ToFleet};
 use crate::metrics::Metrics;
 use crate::publish::Publisher;
+use crate::route::route;
 use crate::store::{OpenError, Store};
 use crate::token::{Token, TokenError};
 use crate::{link, providers};
@@ -265,28 +266,5 @@ impl Parts {
             tasks: tasks.clone(),
         });
         tasks.spawn("admin", admin::serve(listener, router, admin::CONNECTIONS_MAX, shutdown, tasks.clone()));
-    }
-}
-
-/// Hands what gateways say to the fleets it is about.
-async fn route(
-    mut says: mpsc::Receiver<GatewaySays>,
-    directory: Directory,
-    metrics: Metrics,
-    shutdown: Shutdown,
-) {
-    loop {
-        let said = tokio::select! {
-            said = says.recv() => said,
-            () = shutdown.reached(Phase::Stop) => None,
-        };
-        let (fleet, input) = match said {
-            Some(GatewaySays::Viewed(view)) => (view.fleet.clone(), Input::Viewed(view)),
-            Some(GatewaySays::Checked(fleet, checked)) => (fleet, Input::Checked(checked)),
-            None => return,
-        };
-        if let Some(fleet) = directory.fleet(&fleet) {
-            fleet.offer(input, &metrics);
-        }
     }
 }

@@ -166,6 +166,25 @@ pub struct GatewayView {
     pub refused_prefixes: u32,
 }
 
+impl GatewayView {
+    /// Adds what an older view of the same gateway counted, which was not taken: the counts of now stay, sums add up.
+    pub fn add(&mut self, older: &Self) {
+        let at: BTreeMap<ServerId, usize> =
+            self.servers.iter().enumerate().map(|(i, counts)| (counts.server.clone(), i)).collect();
+        for before in &older.servers {
+            if let Some(i) = at.get(&before.server) {
+                let counts = &mut self.servers[*i];
+                counts.placed = counts.placed.saturating_add(before.placed);
+                counts.failed = counts.failed.saturating_add(before.failed);
+                counts.refused = counts.refused.saturating_add(before.refused);
+            } else {
+                let none = Connections::ZERO;
+                self.servers.push(ServerCounts { connections: none, pending: none, ..before.clone() });
+            }
+        }
+    }
+}
+
 /// Outcome of one active check of a server without agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checked {

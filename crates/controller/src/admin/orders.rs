@@ -83,19 +83,17 @@ async fn order(admin: &Admin, id: &str, order: impl FnOnce(ServerId) -> Order) -
     let server = ServerId::new(id)?;
     let fleet = admin.directory.fleet_of(&server).ok_or_else(|| Refused::unknown_server(&server))?;
     let results = fleet.order(order(server.clone())).await??;
-    info!(fleet = %fleet.id, %server, "order taken");
     let mut answer = Map::new();
-    if let Some(desired) = desired_of(&server, &results) {
-        let bare =
-            serde_json::from_str::<Value>(&encode_desired(&desired, admin.clock.now())).unwrap_or_default();
-        // The fields themselves, as in the answer to a posted report, and the whole under its name.
-        if let Value::Object(fields) = &bare {
-            answer.clone_from(fields);
-        }
-        answer.insert(String::from("desired"), bare);
-    }
     answer.insert(String::from("id"), json!(server.as_str()));
     answer.insert(String::from("fleet"), json!(fleet.id.as_str()));
+    if let Some(desired) = desired_of(&server, &results) {
+        let text = encode_desired(&desired, admin.clock.now());
+        answer.insert(String::from("desired"), serde_json::from_str(&text).unwrap_or_default());
+    }
+    // The order stands whether this can be said or not.
+    if let Some(warning) = fleet.status().await.ok().and_then(|status| status.nothing_open()) {
+        answer.insert(String::from("warning"), json!(warning));
+    }
     Ok(answer::json(StatusCode::OK, &answer))
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use evenkeel_model::ServerId;
+use evenkeel_model::{Duration, ServerId};
 use evenkeel_runtime::metrics;
 use futures_util::future::join_all;
 
@@ -13,6 +13,9 @@ use super::Admin;
 use super::answer::{Refused, json};
 use crate::api;
 use crate::status::FleetStatus;
+
+/// Gauges of servers are taken anew after so long: a status costs a water-fill, and several may scrape.
+const FRESH: Duration = Duration::from_secs(1);
 
 pub(super) async fn fleets(State(admin): State<Admin>) -> Result<Response, Refused> {
     let statuses = statuses(&admin).await?;
@@ -44,8 +47,11 @@ pub(super) async fn explain(State(admin): State<Admin>) -> Result<Response, Refu
 
 pub(super) async fn metrics(State(admin): State<Admin>) -> Response {
     // While a fleet's task restarts its gauges show the last state; counters go on.
-    if let Ok(statuses) = statuses(&admin).await {
-        admin.metrics.show(statuses);
+    let now = admin.clock.now();
+    if !admin.metrics.shown_since(now - FRESH)
+        && let Ok(statuses) = statuses(&admin).await
+    {
+        admin.metrics.show(statuses, now);
     }
     let text = metrics::encode(&admin.registry);
     ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()

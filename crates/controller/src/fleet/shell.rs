@@ -227,7 +227,8 @@ impl Fleet {
 
     fn tell(&mut self, event: Event) {
         let fleet = &self.settings.policy.id;
-        let server = event.server.as_ref().map(ToString::to_string).unwrap_or_default();
+        // Absent where the event is about the fleet.
+        let server = event.server.as_ref().map(ServerId::as_str);
         let trouble =
             matches!(event.kind, "suspect" | "dead" | "exited" | "boot_failed" | "probation" | "overload");
         if trouble {

@@ -156,6 +156,29 @@ async fn orders_are_durable_and_change_what_is_desired() {
 }
 
 #[tokio::test]
+async fn order_that_leaves_nobody_open_is_taken_with_a_warning() {
+    let world = World::with_servers(&["a", "b"]).await;
+    for id in ["a", "b"] {
+        let report = serde_json::json!({
+            "url": "ws://127.0.0.1:9", "inc": 5, "seq": 1, "connections": 0, "movable": 0,
+            "cpu": 0.1, "memory": 0.1, "lag_ms": 1.0,
+        });
+        let posted = world.post(&format!("/v1/servers/{id}/report"), &report.to_string()).await;
+        assert_eq!(posted.status, 200, "{posted:?}");
+    }
+    let first = world.post("/v1/servers/a/drain", "{}").await.json();
+    assert!(first["warning"].is_null(), "b is open: {first}");
+    assert_eq!(first["desired"]["state"], "draining");
+    assert!(first["state"].is_null() && first["target"].is_null(), "said once, under its name: {first}");
+    let last = world.post("/v1/servers/b/cordon", "{}").await.json();
+    let warning = last["warning"].as_str().unwrap_or_else(|| panic!("{last}"));
+    assert!(warning.contains("no server of chat takes new connections"), "{warning}");
+    let again = world.post("/v1/servers/b/undrain", "{}").await.json();
+    assert!(again["warning"].is_null(), "{again}");
+    world.end().await;
+}
+
+#[tokio::test]
 async fn events_are_kept_and_can_be_followed() {
     let world = World::with_servers(&["a"]).await;
     world.peer().wait_for_server("a", |_| true).await;
