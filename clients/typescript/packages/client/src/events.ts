@@ -1,21 +1,27 @@
-/** The events of an {@link EvenkeelSocket} beyond those of a WebSocket, and those that a platform may lack. */
+/** The events of an `EvenkeelSocket` beyond those of a WebSocket, and one that platforms may lack. */
+import type { Data } from "./socket.js";
 
 /** What goes on beneath an application that need not care. */
 export interface MoveEvents {
   /** The server asked this client to go elsewhere, and it began to. */
   moving: { mid: string; why: string };
-  /** The move is complete: no message was lost, none came twice, all in order. Messages waited for `pauseMs`. */
+  /** The move is complete: no message was lost, none came twice, all in order. What was sent meanwhile waited for
+   * `pauseMs`. */
   moved: { mid: string; pauseMs: number };
-  /** The move did not happen; everything goes on where it was. */
+  /** The move came to nothing; everything goes on where it was. `why`: `unreachable`, `lapsed`, `refused`, `closed`. */
   moveFailed: { mid: string; why: string };
-  /** With `reconnect`: the connection broke, and a new one is being made. */
+  /** With `reconnect`: the connection is lost; a new one is being made. */
   lost: { code: number; reason: string };
-  /** Messages may be missing, in either direction. With `reconnect` it comes when the new connection is open, before
-   * `held` messages go out on it; what a listener sends goes out first. Without, it comes just before `close`. */
-  gap: { why: string; held: number };
+  /** With `reconnect`: the new connection is open. */
+  reopened: undefined;
+  /** Something sent or to be received before this may be missing. `why`: `lost` outside of a move, `no_done` and
+   * `no_resumed` in one that broke, `no_dialogue` by one between servers that cannot hand over. */
+  gap: { why: string };
+  /** This message will not be sent: the session is over. */
+  unsent: { data: Data };
 }
 
-/** All events of an {@link EvenkeelSocket}. */
+/** All events of an `EvenkeelSocket`. */
 export type EvenkeelEventMap = WebSocketEventMap & { [K in keyof MoveEvents]: CustomEvent<MoveEvents[K]> };
 
 /** Browsers and Node from 23 on have one; Node 20 has not. */
@@ -23,7 +29,7 @@ class PlainCloseEvent extends Event {
   readonly code: number;
   readonly reason: string;
   readonly wasClean: boolean;
-  constructor(type: string, init: CloseEventInit = {}) {
+  constructor(type: string, init: CloseEventInit) {
     super(type);
     this.code = init.code ?? 0;
     this.reason = init.reason ?? "";
@@ -32,7 +38,7 @@ class PlainCloseEvent extends Event {
 }
 
 /** A close event of whatever class the platform has. */
-export function closeEvent(init: CloseEventInit): CloseEvent {
+export function closeEvent(code: number, reason: string): CloseEvent {
   const Class = (globalThis as { CloseEvent?: typeof CloseEvent }).CloseEvent ?? PlainCloseEvent;
-  return new Class("close", init);
+  return new Class("close", { code, reason, wasClean: code !== 1006 });
 }

@@ -1,73 +1,100 @@
 /**
- * The frames of the move dialogue and the keys that the SDK adds to a URL.
+ * What the two ends of a move say, and how it is told from what applications say.
  *
- * In: texts and URLs. Out: parsed messages, texts, URLs. Invariants: a frame is only one of ours when it carries the
- * `ctl` of the very socket it came on, so text of an application can never pass for one. Elsewhere: what the messages
- * mean (`machine`), who sends them (`socket`).
+ * A frame is one text message: U+001E `ek1`, space, ctl, space, one JSON object with `op`. In: a text and the ctl of
+ * its connection. Out: a [`Frame`], or that it is none of ours. Invariants: only a text with the connection's own ctl
+ * is ever ours, and only its two ends know that; whatever else a text holds passes to the application as it is.
+ * Elsewhere: what to say when (`machine`), who carries it (`socket`).
  */
 
-/** Messages to a server; `park` and `resume` carry the session's `sid` too. */
-export type Say =
-  | { op: "park"; mid: string }
+/** One frame, of either end. */
+export type Frame =
+  | { op: "move"; mid: string; ticket: string; by_ms: number; why: string; park: boolean }
+  | { op: "park"; sid: string; mid: string }
+  | { op: "parked"; mid: string; at: string }
   | { op: "cut"; mid: string; at: string }
-  | { op: "resume"; mid: string; state: string }
-  | { op: "nak"; mid: string; why: string; retry_ms?: number };
+  | { op: "done"; mid: string; state: string }
+  | { op: "resume"; sid: string; mid: string; state: string }
+  | { op: "resumed"; mid: string }
+  | { op: "nak"; mid?: string; why: string; retry_ms?: number };
 
-/** A message from a server as it came: `op` is known to be a string, everything else is not. */
-export type Heard = { op: string } & Record<string, unknown>;
+/** Ours, but of no known `op` or without a field that it needs: to be answered with `nak{unsupported}`. */
+export type Unknown = { op: "unknown"; mid?: string };
 
-const MARK = "\u001eek1 ";
+const PREFIX = "\u001eek1 ";
+/** Longest frame in bytes: a sealed state and its surroundings. A longer text is the application's. */
+const FRAME_MAX = 40 * 1024;
+/** Longest duration in a frame, a day: anything above is a unit mistake. */
+const MS_MAX = 24 * 3_600_000;
 
-/** Sixteen random bytes as 22 characters of base64url. */
+/** The fields each op needs and their longest length in bytes; 0: a duration in milliseconds. */
+const NAME = 256;
+const STATE = 32 * 1024;
+const NEEDS: Record<Frame["op"], Record<string, number>> = {
+  move: { mid: NAME, ticket: 2 * 1024, by_ms: 0 },
+  park: { sid: NAME, mid: NAME },
+  parked: { mid: NAME, at: NAME },
+  cut: { mid: NAME, at: NAME },
+  done: { mid: NAME, state: STATE },
+  resume: { sid: NAME, mid: NAME, state: STATE },
+  resumed: { mid: NAME },
+  nak: {},
+};
+
+/** Sixteen random bytes in base64url: the ctl of a socket, the id of a session. */
 export function randomId(): string {
-  return base64url(crypto.getRandomValues(new Uint8Array(16)));
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  return btoa(String.fromCharCode(...bytes)).replace(/\+/g, "-").replace(/\//g, "_").replace(/=+$/, "");
 }
 
-/** One control frame. */
-export function encode(ctl: string, message: Say & { sid?: string }): string {
-  return `${MARK}${ctl} ${JSON.stringify(message)}`;
+/** The text of a frame on the connection with this ctl. */
+export function encode(ctl: string, frame: Frame): string {
+  return `${PREFIX}${ctl} ${JSON.stringify(frame)}`;
 }
 
-/** The message of a control frame of the socket with this `ctl`; undefined for everything else. */
-export function decode(ctl: string, data: unknown): Heard | undefined {
-  const head = `${MARK}${ctl} `;
+/** What a message on the connection with this ctl is; undefined: the application's. */
+export function parse(ctl: string, data: unknown): Frame | Unknown | undefined {
+  const head = `${PREFIX}${ctl} `;
   if (typeof data !== "string" || !data.startsWith(head)) return undefined;
-  const message = parseObject(data.slice(head.length));
-  return typeof message?.op === "string" ? (message as Heard) : { op: "" };
+  const json = data.slice(head.length);
+  // Nothing around the object: JSON would allow white space there.
+  if (!json.startsWith("{") || !json.endsWith("}") || sizeOf(data) > FRAME_MAX) return undefined;
+  const object = parseObject(json);
+  const op = object?.op;
+  if (!object || typeof op !== "string") return undefined;
+  const mid = fitting(object.mid, NAME) as string | undefined;
+  return frame(op, object, mid) ?? { op: "unknown", ...(mid !== undefined && { mid }) };
 }
 
-/** The URL without the keys of the SDK (`_ek…`), in the order they came. */
-export function withoutKeys(url: string): string {
-  const [front, query] = cutAt(url, "?");
-  const rest = query.split("&").filter((part) => part !== "" && !part.startsWith("_ek"));
-  return rest.length > 0 ? `${front}?${rest.join("&")}` : front;
-}
-
-/** The URL with more query keys. Values that are undefined are left out. */
-export function withKeys(url: string, keys: Record<string, string | undefined>): string {
-  let result = url;
-  for (const [key, value] of Object.entries(keys)) {
-    if (value === undefined) continue;
-    result += `${result.includes("?") ? "&" : "?"}${key}=${encodeURIComponent(value)}`;
+function frame(op: string, object: Record<string, unknown>, mid: string | undefined): Frame | undefined {
+  if (!Object.hasOwn(NEEDS, op)) return undefined;
+  const result: Record<string, unknown> = { op };
+  for (const [field, max] of Object.entries(NEEDS[op as Frame["op"]])) {
+    result[field] = fitting(object[field], max);
+    if (result[field] === undefined) return undefined;
   }
-  return result;
-}
-
-/** The value of one query key. */
-export function keyOf(url: string, key: string): string | undefined {
-  const part = cutAt(url, "?")[1].split("&").find((part) => part.startsWith(`${key}=`));
-  return part?.slice(key.length + 1);
-}
-
-/** The claims of a signed token, which only its receiver can verify: good for hints, not for trust. */
-export function claimsOf(token: string | undefined): Record<string, unknown> {
-  try {
-    const payload = (token ?? "").split(".")[1] ?? "";
-    const bytes = Uint8Array.from(atob(payload.replace(/-/g, "+").replace(/_/g, "/")), (c) => c.charCodeAt(0));
-    return parseObject(new TextDecoder().decode(bytes)) ?? {};
-  } catch {
-    return {};
+  if (op === "move") result.park = object.park !== false;
+  if (op === "move" || op === "nak") result.why = fitting(object.why, NAME) ?? "";
+  if (op === "nak") {
+    // What is unusable in a refusal is simply unknown: a refusal is never refused.
+    const retry_ms = fitting(object.retry_ms, 0);
+    Object.assign(result, mid !== undefined && { mid }, retry_ms !== undefined && { retry_ms });
   }
+  return result as Frame;
+}
+
+/** A text that is neither empty nor too long, or (`max` 0) a whole number of milliseconds up to a day. */
+function fitting(value: unknown, max: number): string | number | undefined {
+  if (max === 0) {
+    const fits = typeof value === "number" && Number.isInteger(value) && value >= 0 && value <= MS_MAX;
+    return fits ? value : undefined;
+  }
+  return typeof value === "string" && value !== "" && sizeOf(value) <= max ? value : undefined;
+}
+
+/** Bytes of a text in UTF-8. */
+export function sizeOf(text: string): number {
+  return new TextEncoder().encode(text).length;
 }
 
 /** A JSON object, or undefined. */
@@ -80,13 +107,4 @@ export function parseObject(text: string): Record<string, unknown> | undefined {
   } catch {
     return undefined;
   }
-}
-
-function cutAt(text: string, mark: string): [string, string] {
-  const at = text.indexOf(mark);
-  return at < 0 ? [text, ""] : [text.slice(0, at), text.slice(at + 1)];
-}
-
-function base64url(bytes: Uint8Array): string {
-  return btoa(String.fromCharCode(...bytes)).replace(/\+/g, "-").replace(/\//g, "_").replace(/=+$/, "");
 }

@@ -1,16 +1,15 @@
 /**
- * One session of one client over all its sockets: where to dial next, after what wait, and what to say there.
+ * One session of one client over all its sockets: where to dial, and what to say there.
  *
- * In: how the last socket ended, answers of the gateway. Out: [`Assignment`]s. Invariants: the session id, the newest
- * ticket and the servers to avoid go with every question; no attempt follows another without a jittered wait; no host
- * outside `allowedHosts` is ever dialled. Elsewhere: sockets (`socket`), the dialogue (`machine`).
+ * In: how its sockets fared, answers of the gateway. Out: [`Assignment`]s. Invariants: the session id, the newest ticket
+ * and the servers to avoid go with every question; no socket follows another without a jittered wait; no host outside
+ * `allowedHosts` is ever dialled or asked. Elsewhere: sockets (`socket`), when to dial again (`machine`).
  */
 import { Backoff, MIN_UPTIME_MS, type Later } from "./backoff.js";
-import { claimsOf, keyOf, parseObject, randomId, withKeys, withoutKeys } from "./frame.js";
+import { parseObject, randomId } from "./frame.js";
+import type { Cause } from "./machine.js";
 import { here, sleep } from "./network.js";
-
-/** Why a client asks where to go. */
-export type Cause = "start" | "lost" | "refused" | "move";
+import { claimsOf, keyOf, withoutKeys } from "./url.js";
 
 /** Where to connect, best first. */
 export interface Assignment {
@@ -18,6 +17,8 @@ export interface Assignment {
   urls: string[];
   /** Each is to be open within so many milliseconds. */
   connectMs: number;
+  /** The range of waits that the gateway named. */
+  retry?: { base_ms: number; cap_ms: number };
 }
 
 /** Settings of a {@link negotiator}. */
@@ -31,8 +32,8 @@ export interface NegotiatorOptions {
   request?: Pick<RequestInit, "credentials" | "headers">;
 }
 
-/** An url provider that asks the gateway for a server each time it is called, after a wait with full jitter where the
- * last connection failed. It rejects only where asking again cannot help. */
+/** A URL provider: asks the gateway for a server each time it is called, after a wait with full jitter where a
+ * connection was lost or refused before. It rejects only where asking again cannot help. */
 export interface Negotiator {
   (): Promise<string>;
   /** @internal */
@@ -45,7 +46,7 @@ export class NegotiateError extends Error {
   constructor(
     /** The gateway's code, or `unreachable`, `bad_answer`, `forbidden_host`, `too_many_hops`. */
     readonly why: string,
-    /** HTTP status, 0 where there was no answer. */
+    /** HTTP status, 0 where there was no usable answer. */
     readonly status: number,
     /** When the gateway wants to be asked again. */
     readonly later?: Later,
@@ -69,90 +70,63 @@ const CONNECT_MS = 10_000;
 const AVOID_MAX = 8;
 
 export class Session {
+  /** Its id: ours, until a gateway gives another one. */
   sid = randomId();
-  readonly backoff = new Backoff();
+  /** The URL without keys of the SDK. */
+  url: string;
+  readonly #options: NegotiatorOptions | undefined;
+  readonly #backoff = new Backoff();
   #ticket: string | undefined;
   #avoid: string[] = [];
   #cause: Cause = "start";
-  #asked = 0;
+  #assigned = 0;
   /** When the gateway wants to be asked again. */
   #later: Later | undefined;
-  readonly #url: string;
-  readonly #options: NegotiatorOptions | undefined;
 
   /** With options: asks the gateway of this URL. Without: dials the URL itself each time. */
   constructor(url: string, options?: NegotiatorOptions) {
-    this.#url = withoutKeys(url);
+    this.url = withoutKeys(url);
     this.#options = options;
   }
 
-  /** The URL without keys of the SDK. */
-  get url(): string {
-    return this.#url;
+  /** Whether it asks a gateway. */
+  get negotiates(): boolean {
+    return this.#options !== undefined;
   }
 
-  /** Whether it is for this route, whatever the query. */
-  serves(url: string): boolean {
-    const route = (each: string) => each.replace(/^http/, "ws").split("?")[0];
-    return route(url) === route(this.#url);
+  /** Waits as long as is due after what its sockets met; not at all before the first. */
+  async wait(): Promise<void> {
+    if (!this.#assigned) return;
+    const later = this.#later;
+    this.#later = undefined;
+    // Sockets that are not ours say nothing of how they fare; one assigned so long ago was open.
+    if (Date.now() - this.#assigned > CONNECT_MS + MIN_UPTIME_MS) this.#backoff.lived(MIN_UPTIME_MS);
+    await sleep(later ? this.#backoff.waitAsTold(later) : this.#backoff.wait(), this.#backoff);
   }
 
   /** Where to dial, after the wait that is due. Asks again while that can help. */
-  async next(signal?: AbortSignal): Promise<Assignment> {
+  async next(): Promise<Assignment> {
     for (;;) {
-      const foreign = Date.now() - this.#asked > CONNECT_MS + MIN_UPTIME_MS;
-      // Sockets that are not ours say nothing of how they fare; one asked for so long ago was open.
-      if (this.#asked && foreign) this.backoff.lived(MIN_UPTIME_MS);
-      if (this.#asked) await sleep(this.#wait(), this.backoff, signal);
-      this.#asked = Date.now();
+      await this.wait();
       try {
-        return await this.#assign(this.#cause, undefined, signal);
+        return await this.assign("start");
       } catch (error) {
-        if (!(error instanceof NegotiateError) || !error.isPassing || signal?.aborted) throw error;
+        if (!(error instanceof NegotiateError) || !error.isPassing) throw error;
+        this.#later = error.later;
       }
     }
   }
 
-  #wait(): number {
-    const later = this.#later;
-    this.#later = undefined;
-    return later ? this.backoff.waitAsTold(later) : this.backoff.wait();
-  }
-
-  /** Where to move to; one question, no wait. */
-  move(ticket: string, signal: AbortSignal): Promise<Assignment> {
-    return this.#assign("move", ticket, signal);
-  }
-
-  /** A socket to this URL is open. */
-  opened(): void {
-    this.#cause = "lost";
-    this.#avoid = [];
-  }
-
-  /** A socket to this URL did not open. */
-  refused(url: string): void {
-    const server = serverOf(url);
-    if (server === undefined) return;
-    this.#cause = "refused";
-    this.#avoid = [server, ...this.#avoid.filter((other) => other !== server)].slice(0, AVOID_MAX);
-  }
-
-  /** An open socket ended. */
-  ended(uptimeMs: number): void {
-    this.backoff.lived(uptimeMs);
-    this.#cause = "lost";
-    this.#asked ||= Date.now();
-  }
-
-  async #assign(cause: Cause, ticket: string | undefined, signal?: AbortSignal): Promise<Assignment> {
-    if (!this.#options) return { urls: [this.#url], connectMs: CONNECT_MS };
-    const page = new URL(this.#url);
+  /** Where to dial now. Rejects with a {@link NegotiateError}. */
+  async assign(cause: Cause, ticket?: string, signal?: AbortSignal): Promise<Assignment> {
+    this.#assigned = Date.now();
+    if (!this.#options) return { urls: [this.url], connectMs: CONNECT_MS };
+    const page = new URL(this.url);
     const question = {
       v: 1,
       path: page.pathname + page.search,
       caps: ["move"],
-      cause,
+      cause: cause === "start" ? this.#cause : cause,
       sid: this.sid,
       ticket: ticket ?? this.#ticket,
       avoid: this.#avoid,
@@ -160,62 +134,46 @@ export class Session {
     };
     let at = page.origin.replace(/^ws/, "http") + PATH;
     for (let hop = 0; hop < HOPS_MAX; hop++) {
-      const answer = await this.#ask(at, question, signal);
+      const answer = await ask(at, question, this.#options.request, signal);
       if (typeof answer.negotiate !== "string") return this.#read(answer);
       at = this.#allowed(answer.negotiate);
     }
     throw new NegotiateError("too_many_hops", 0);
   }
 
-  async #ask(at: string, question: object, signal?: AbortSignal): Promise<Record<string, unknown>> {
-    const { headers, credentials } = this.#options?.request ?? {};
-    const fields = new Headers(headers);
-    fields.set("content-type", "application/json");
-    const within = AbortSignal.timeout(ASK_MS);
-    const stop = new AbortController();
-    const abort = () => stop.abort();
-    for (const other of [within, signal]) other?.addEventListener("abort", abort);
-    if (signal?.aborted) abort();
-    let response: Response;
-    let text: string;
-    try {
-      response = await fetch(at, {
-        method: "POST",
-        headers: fields,
-        body: JSON.stringify(question),
-        cache: "no-store",
-        signal: stop.signal,
-        ...(credentials ? { credentials } : {}),
-      });
-      text = await response.text();
-    } catch {
-      throw new NegotiateError("unreachable", 0);
-    } finally {
-      for (const other of [within, signal]) other?.removeEventListener("abort", abort);
-    }
-    const answer = parseObject(text);
-    if (!response.ok) this.#refuse(response.status, answer ?? {});
-    if (!answer) throw new NegotiateError("bad_answer", 0);
-    return answer;
+  /** A socket of the session is open. */
+  opened(): void {
+    this.#cause = "lost";
+    this.#avoid = [];
   }
 
-  #refuse(status: number, answer: Record<string, unknown>): never {
-    const { wait_ms, window_ms } = (answer.retry ?? {}) as Record<string, unknown>;
-    const later = isTime(wait_ms) ? { wait_ms, window_ms: isTime(window_ms) ? window_ms : 0 } : undefined;
-    this.#later = later;
-    throw new NegotiateError(typeof answer.why === "string" ? answer.why : "refused", status, later);
+  /** A socket to this URL did not open. */
+  refused(url: string): void {
+    const { aud } = claimsOf(keyOf(url, "_ek"));
+    if (typeof aud !== "string") return;
+    const server = aud.slice(0, aud.lastIndexOf("#"));
+    this.#cause = "refused";
+    this.#avoid = [server, ...this.#avoid.filter((other) => other !== server)].slice(0, AVOID_MAX);
+  }
+
+  /** A socket that was open is no more. */
+  ended(uptimeMs: number): void {
+    this.#backoff.lived(uptimeMs);
+    this.#cause = "lost";
   }
 
   #read(answer: Record<string, unknown>): Assignment {
     const alt = Array.isArray(answer.alt) ? answer.alt : [];
     const found = [answer.url, ...alt.map((other) => (other as { url?: unknown } | null)?.url), answer.proxy];
-    const urls = found.filter((url): url is string => typeof url === "string").map((url) => this.#allowed(url));
+    const urls = found.filter((url) => typeof url === "string").map((url) => this.#allowed(url));
     if (urls.length === 0) throw new NegotiateError("bad_answer", 0);
     if (typeof answer.sid === "string") this.sid = answer.sid;
     if (typeof answer.ticket === "string") this.#ticket = answer.ticket;
     const { base_ms, cap_ms } = (answer.retry ?? {}) as Record<string, unknown>;
-    if (isTime(base_ms) && isTime(cap_ms)) this.backoff.range(base_ms, cap_ms);
-    return { urls, connectMs: isTime(answer.connect_ms) && answer.connect_ms > 0 ? answer.connect_ms : CONNECT_MS };
+    const retry = isTime(base_ms) && isTime(cap_ms) ? { base_ms, cap_ms } : undefined;
+    if (retry) this.#backoff.range(retry.base_ms, retry.cap_ms);
+    const connectMs = isTime(answer.connect_ms) && answer.connect_ms > 0 ? answer.connect_ms : CONNECT_MS;
+    return { urls, connectMs, ...(retry && { retry }) };
   }
 
   /** The URL if it may be dialled or asked: an allowed host, and never without TLS where the gateway has it. */
@@ -224,7 +182,7 @@ export class Session {
     try {
       to = new URL(url);
     } catch {}
-    const secure = /^(https|wss):/.test(this.#url);
+    const secure = /^(https|wss):/.test(this.url);
     const fits = to && (secure ? /^(https|wss):$/ : /^(https?|wss?):$/).test(to.protocol) && !to.username;
     const hosts = this.#options?.allowedHosts;
     const named = (host: string) =>
@@ -234,9 +192,39 @@ export class Session {
   }
 }
 
-/** What the SDK adds to a URL that it dials. */
-export function dialled(url: string, ctl: string, move?: { sid: string; ticket: string }): string {
-  return withKeys(url, { _ekm: ctl, ...(move ? { _ekc: "move", _eks: move.sid, _ekt: move.ticket } : {}) });
+/** One question; its answer. */
+async function ask(
+  at: string,
+  question: object,
+  request: NegotiatorOptions["request"] = {},
+  signal?: AbortSignal,
+): Promise<Record<string, unknown>> {
+  const headers = new Headers(request.headers);
+  headers.set("content-type", "application/json");
+  const stop = new AbortController();
+  const abort = () => stop.abort();
+  const timer = setTimeout(abort, ASK_MS);
+  signal?.addEventListener("abort", abort);
+  try {
+    if (signal?.aborted) abort();
+    const body = JSON.stringify(question);
+    const response = await fetch(at, { ...request, method: "POST", headers, body, cache: "no-store", signal: stop.signal });
+    const answer = parseObject(await response.text());
+    if (!response.ok) throw refusal(response.status, answer ?? {});
+    if (answer) return answer;
+  } catch (error) {
+    throw error instanceof NegotiateError ? error : new NegotiateError("unreachable", 0);
+  } finally {
+    clearTimeout(timer);
+    signal?.removeEventListener("abort", abort);
+  }
+  throw new NegotiateError("bad_answer", 0);
+}
+
+function refusal(status: number, answer: Record<string, unknown>): NegotiateError {
+  const { wait_ms, window_ms } = (answer.retry ?? {}) as Record<string, unknown>;
+  const later = isTime(wait_ms) ? { wait_ms, window_ms: isTime(window_ms) ? window_ms : 0 } : undefined;
+  return new NegotiateError(typeof answer.why === "string" ? answer.why : "refused", status, later);
 }
 
 /** Assignments that a negotiator gave out and no socket took yet, so that a socket which is handed nothing but the URL
@@ -244,7 +232,7 @@ export function dialled(url: string, ctl: string, move?: { sid: string; ticket: 
 const issued = new Map<string, { session: Session; assignment: Assignment }>();
 const ISSUED_MAX = 64;
 
-/** An {@link Negotiator} for the gateway route at `url`, for example `"https://ws.example.com/chat?room=7"`. */
+/** A {@link Negotiator} for the gateway route at `url`, for example `"https://ws.example.com/chat?room=7"`. */
 export function negotiator(url: string | URL, options: NegotiatorOptions = {}): Negotiator {
   const session = new Session(new URL(url, here()).href, options);
   const provider = async () => {
@@ -257,16 +245,11 @@ export function negotiator(url: string | URL, options: NegotiatorOptions = {}): 
   return Object.assign(provider, { session });
 }
 
-/** The assignment behind a URL that a negotiator gave out. */
+/** The assignment behind a URL that a negotiator gave out, once. */
 export function issuedFor(url: string): { session: Session; assignment: Assignment } | undefined {
   const found = issued.get(url);
   issued.delete(url);
   return found;
-}
-
-function serverOf(url: string): string | undefined {
-  const { aud } = claimsOf(keyOf(url, "_ek"));
-  return typeof aud === "string" ? aud.slice(0, aud.lastIndexOf("#")) : undefined;
 }
 
 function isTime(value: unknown): value is number {

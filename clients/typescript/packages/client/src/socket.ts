@@ -1,22 +1,31 @@
 /**
  * A WebSocket, as browsers have it, that a server can move elsewhere without its application noticing.
  *
- * Owns one native socket, two during a move, and the timers. In: the application's calls, events of the sockets, the
- * network's changes. Out: the events of a WebSocket and those of [`MoveEvents`]. Invariants: one `open`, at most one
- * `close`; no message of the application is dropped in silence: what may be missing is told by `gap`. Elsewhere: every
- * decision of a move (`machine`), where to dial and after what wait (`session`).
+ * Owns the native sockets (one, two during a move) and one timer. In: the application's calls, events of the sockets,
+ * the network's changes. Out: the events of a WebSocket and those of [`MoveEvents`]. Invariants: one `open`, at most
+ * one `close`; what the machine gives out is performed in its order, also where a listener sends. Elsewhere: every
+ * decision (`machine`), where to dial (`session`).
  */
 import { closeEvent, type EvenkeelEventMap, type MoveEvents } from "./events.js";
-import { decode, encode, randomId, withoutKeys, type Say } from "./frame.js";
-import { step, STEP_MS, timeout, type Effect, type Event as MoveEvent, type State } from "./machine.js";
-import { here, watch, type Change } from "./network.js";
-import { dialled, issuedFor, NegotiateError, Session, type Assignment, type Negotiator, type NegotiatorOptions } from "./session.js";
+import { randomId, sizeOf } from "./frame.js";
+import { DIAL_MS, isFinal, Mover, STEP_MS, type Failure, type Input, type Output } from "./machine.js";
+import { here, watch } from "./network.js";
+import {
+  issuedFor,
+  NegotiateError,
+  Session,
+  type Assignment,
+  type Negotiator,
+  type NegotiatorOptions,
+} from "./session.js";
+import { withKeys, withoutKeys } from "./url.js";
 
 /** What an application may send. */
 export type Data = string | ArrayBufferLike | Blob | ArrayBufferView<ArrayBufferLike>;
 
 /** A class to make native sockets with: the platform's, or that of the npm package `ws`. */
-export type NativeWebSocket = new (url: string, protocols?: string | string[]) => WebSocket;
+/* No closer type fits both: `ws` types its events by itself. */
+export type NativeWebSocket = new (url: string, protocols?: string | string[]) => object;
 
 /** Settings of an {@link EvenkeelSocket}. */
 export interface EvenkeelOptions {
@@ -24,25 +33,28 @@ export interface EvenkeelOptions {
   WebSocket?: NativeWebSocket;
   /** Ask the gateway for a server first, the URL being that of its route. Default: dial the URL itself. */
   negotiate?: boolean | NegotiatorOptions;
-  /** Make a new connection where one is lost, instead of closing: for use without a library that does so. Default:
-   * false. Ends with 1000, 1002 to 1010 other than 1005 and 1006, and codes from 3000 on, which say "stay away". */
+  /** Make a new connection where one is lost instead of closing: for use without a library that does so. Codes that
+   * say goodbye (1000) or that coming back does not help (1002, 1003, 1007 to 1010) still close. Default: false. */
   reconnect?: boolean;
-  /** Most bytes that wait while a move or a reconnect is under way. A `send` beyond it throws a `QuotaExceededError`
-   * and sends nothing; what was taken before stays. Default: 1 MiB, of which a pause of a second fills little. */
-  bufferMax?: number;
+  /** Most messages and bytes that are held back during a move or a reconnect. A `send` beyond it throws a
+   * `QuotaExceededError` and sends nothing; what was taken before stays. Default: 1,024 and 1 MiB. */
+  buffer?: { messages?: number; bytes?: number };
 }
-
-const BUFFER_MAX = 1 << 20;
 
 type Handler<E> = ((this: WebSocket, event: E) => unknown) | null;
 
-/** One native socket. */
+/** One dial and its socket. */
 interface Wire {
-  readonly native: WebSocket;
-  readonly ctl: string;
-  readonly url: string;
-  opened: number;
+  stop: AbortController;
+  native?: WebSocket;
+  opened: boolean;
 }
+
+/** RFC 6455 §7.4.1: a Close frame without a code. */
+const NO_CODE = 1005;
+
+/** Ended sessions that a class keeps for its next sockets; one class serves one client, which hardly has more. */
+const IDLE_MAX = 8;
 
 export class EvenkeelSocket extends EventTarget implements WebSocket {
   static readonly CONNECTING = 0;
@@ -54,73 +66,81 @@ export class EvenkeelSocket extends EventTarget implements WebSocket {
   readonly CLOSING = 2;
   readonly CLOSED = 3;
 
+  /** The URL as it was given, without keys of the SDK. */
   readonly url: string;
   binaryType: BinaryType = "blob";
 
-  readonly #options: EvenkeelOptions;
+  readonly #native: NativeWebSocket;
   readonly #protocols: string[];
   readonly #session: Session;
-  readonly #handlers = new Map<string, [Handler<never>, EventListener]>();
-  readonly #stop = new AbortController();
+  readonly #origin: string;
+  readonly #mover: Mover<Data>;
+  readonly #wires = new Map<number, Wire>();
+  readonly #handlers = new Map<string, [unknown, EventListener]>();
+  readonly #unwatch: () => void;
+  readonly #idle: Session[];
+  #issued: Assignment | undefined;
+  #queue: Output<Data>[] = [];
+  #performing = false;
+  #timer: ReturnType<typeof setTimeout> | undefined;
+  #due: number | undefined;
   #readyState: 0 | 1 | 2 | 3 = 0;
   #protocol = "";
   #extensions = "";
-  /** The socket in use. */
-  #old: Wire | undefined;
-  /** The one to move to. */
-  #new: Wire | undefined;
-  #state: State<Data> = { at: "open" };
-  #timer: ReturnType<typeof setTimeout> | undefined;
-  #dialling: AbortController | undefined;
-  #paused = 0;
-  /** Taken and not yet given to a socket: while reconnecting. */
-  #held: Data[] = [];
-  #heldBytes = 0;
-  #closing: { code?: number; reason?: string } | undefined;
-  #last = { code: 1006, reason: "", wasClean: false };
-  #unwatch: (() => void) | undefined;
-  #frozen = false;
-  #released: (() => void) | undefined;
+  /** When it last opened. */
+  #since = 0;
 
   /** A class with these settings, to be injected where a library takes a WebSocket class. Its sockets that follow one
    * another are one session; make one class per client of the library. */
   static with(options: EvenkeelOptions): typeof EvenkeelSocket {
-    const ended: Session[] = [];
+    const idle: Session[] = [];
     return class extends EvenkeelSocket {
       constructor(url: string | URL | Negotiator, protocols?: string | string[]) {
-        super(url, protocols, options, ended);
+        super(url, protocols, options, idle);
       }
     };
   }
 
   constructor(url: string | URL | Negotiator, protocols?: string | string[], options?: EvenkeelOptions);
   /** @internal */
-  constructor(url: string | URL | Negotiator, protocols: string | string[] | undefined, options: EvenkeelOptions, ended: Session[]);
-  constructor(url: string | URL | Negotiator, protocols: string | string[] = [], options: EvenkeelOptions = {}, ended: Session[] = []) {
+  constructor(
+    url: string | URL | Negotiator,
+    protocols: string | string[] | undefined,
+    options: EvenkeelOptions,
+    idle: Session[],
+  );
+  constructor(
+    url: string | URL | Negotiator,
+    protocols: string | string[] = [],
+    options: EvenkeelOptions = {},
+    idle: Session[] = [],
+  ) {
     super();
-    this.#options = options;
+    this.#native = nativeOf(options);
     this.#protocols = checkedProtocols(protocols);
-    const issued = typeof url === "function" ? { session: url.session } : issuedFor(String(url));
-    const text = typeof url === "function" ? url.session.url : checkedUrl(String(url));
+    const text = checkedUrl(typeof url === "function" ? url.session.url : String(url));
     this.url = withoutKeys(text);
-    const { negotiate } = options;
-    const wanted = negotiate ? (negotiate === true ? {} : negotiate) : undefined;
-    const at = wanted && !issued ? ended.findIndex((session) => session.serves(text)) : -1;
-    const again = at < 0 ? undefined : ended.splice(at, 1)[0];
-    this.#session = issued?.session ?? again ?? new Session(text, wanted);
-    if (wanted && !issued) this.#released = () => void (ended.push(this.#session) > 8 && ended.shift());
-    // A missing class is the programmer's mistake, to be seen at once.
-    this.#native();
-    void this.#connect(issued && "assignment" in issued ? issued.assignment : undefined);
+    this.#origin = new URL(text).origin;
+    const issued = typeof url === "function" ? undefined : issuedFor(String(url));
+    this.#issued = issued?.assignment;
+    const given = typeof url === "function" ? url.session : issued?.session;
+    this.#session = given ?? sessionOf(this.url, options.negotiate, idle);
+    // Those of a negotiator are its own; those that dial as they are told have nothing to hand on.
+    this.#idle = given || !options.negotiate ? [] : idle;
+    const { messages = 1024, bytes = 1 << 20 } = options.buffer ?? {};
+    const onLoss = options.reconnect ? "redial" : "end";
+    this.#mover = new Mover({ onLoss, messagesMax: messages, bytesMax: bytes, size: sizeOfData });
+    this.#unwatch = watch((change) => (change === "dead" ? this.#died() : void this.#input({ is: change })));
+    void this.#start();
   }
 
   get readyState(): 0 | 1 | 2 | 3 {
     return this.#readyState;
   }
 
-  /** Bytes that were given to `send` and have not left: those that wait for a move included. */
+  /** Bytes that were given to `send` and have not left, those held back included. */
   get bufferedAmount(): number {
-    return this.#heldBytes + (this.#old?.native.bufferedAmount ?? 0);
+    return this.#mover.held + (this.#wires.get(this.#mover.owner ?? -1)?.native?.bufferedAmount ?? 0);
   }
 
   get protocol(): string {
@@ -134,298 +154,209 @@ export class EvenkeelSocket extends EventTarget implements WebSocket {
   send(data: Data): void {
     if (this.#readyState === 0) throw new DOMException("Still in CONNECTING state", "InvalidStateError");
     if (this.#readyState !== 1) return;
-    const { at } = this.#state;
-    if (at === "cutting" || at === "resuming" || at === "lost") this.#hold(data);
-    if (at === "lost") this.#held.push(data);
-    else this.#step({ is: "send", data });
+    if (this.#input({ is: "send", message: data })) {
+      throw new DOMException("Too much is held back while the connection moves", "QuotaExceededError");
+    }
   }
 
-  close(code?: number, reason?: string): void {
+  close(code?: number, reason = ""): void {
     if (code !== undefined && code !== 1000 && !(code >= 3000 && code <= 4999)) {
       throw new DOMException(`The close code must be 1000 or from 3000 to 4999, not ${code}`, "InvalidAccessError");
     }
-    if (reason !== undefined && new TextEncoder().encode(reason).length > 123) {
-      throw new DOMException("The close reason must not be longer than 123 bytes", "SyntaxError");
-    }
+    if (sizeOf(reason) > 123) throw new DOMException("The close reason is longer than 123 bytes", "SyntaxError");
     if (this.#readyState > 1) return;
     const connecting = this.#readyState === 0;
     this.#readyState = 2;
-    this.#closing = { ...(code !== undefined && { code }), ...(reason !== undefined && { reason }) };
-    if (connecting || this.#state.at === "lost") {
-      this.#stop.abort();
-      this.#drop();
-      this.#old?.native.close();
-      queueMicrotask(() => this.#end({ code: 1006, reason: "", wasClean: false }));
-    } else {
-      this.#finish();
+    // As a WebSocket does: what never opened fails, and not before the caller is done.
+    if (connecting) queueMicrotask(() => this.#input({ is: "close", code: 1006, reason: "" }));
+    else this.#input({ is: "close", code: code ?? NO_CODE, reason });
+  }
+
+  // The machine -----------------------------------------------------------------------------------------------------
+
+  async #start(): Promise<void> {
+    if (!this.#issued) await this.#session.wait();
+    this.#input({ is: "start" });
+  }
+
+  /** Hands an input in and performs what comes out, behind what is being performed. Whether a message was not taken. */
+  #input(input: Input<Data>): boolean {
+    const outputs = this.#mover.handle(input, performance.now(), Math.random());
+    const isFull = (output: Output<Data>) => output.do === "unsent" && output.why === "full";
+    for (const output of outputs) if (!isFull(output)) this.#queue.push(output);
+    if (!this.#performing) {
+      this.#performing = true;
+      for (let output = this.#queue.shift(); output; output = this.#queue.shift()) this.#perform(output);
+      this.#performing = false;
     }
+    this.#arm();
+    return outputs.some(isFull);
   }
 
-  /** Tells the server and closes, once what waits for a move has gone out. */
-  #finish(): void {
-    const { at } = this.#state;
-    if (!this.#closing || at === "cutting" || at === "resuming") return;
-    this.#drop();
-    this.#old?.native.close(this.#closing.code, this.#closing.reason);
+  #arm(): void {
+    const due = this.#mover.pollTimeout();
+    if (due === this.#due) return;
+    this.#due = due;
+    clearTimeout(this.#timer);
+    if (due === undefined) return;
+    const fire = () => {
+      this.#due = undefined;
+      this.#input({ is: "time" });
+    };
+    this.#timer = setTimeout(fire, Math.ceil(Math.max(0, due - performance.now())));
   }
 
-  // Connecting ------------------------------------------------------------------------------------------------------
-
-  #native(): NativeWebSocket {
-    const Native = this.#options.WebSocket ?? (globalThis as { WebSocket?: NativeWebSocket }).WebSocket;
-    if (!Native) throw new TypeError("this platform has no WebSocket: pass a class as options.WebSocket");
-    return Native;
-  }
-
-  /** Connects, and again after each failure where that is wanted. */
-  async #connect(assigned?: Assignment): Promise<void> {
-    const { signal } = this.#stop;
-    try {
-      for (;;) {
-        const assignment = assigned ?? (await this.#session.next(signal));
-        const wire = await this.#open(assignment, signal);
-        if (signal.aborted) return wire?.native.close();
-        if (wire) return this.#connected(wire);
-        if (!this.#options.reconnect) break;
-        assigned = undefined;
-      }
-    } catch (error) {
-      if (signal.aborted) return;
-      const why = error instanceof NegotiateError ? `ek:${error.why}` : "";
-      this.#last = { code: 1006, reason: why, wasClean: false };
+  #perform(output: Output<Data>): void {
+    switch (output.do) {
+      case "dial":
+        return void this.#dial(output);
+      case "say":
+        return this.#wires.get(output.socket)?.native?.send(output.text);
+      case "send":
+        return this.#wires.get(output.socket)?.native?.send(output.message as string);
+      case "close":
+        return this.#shut(output.socket, output.code, output.reason);
+      case "deliver":
+        return this.#deliver(output.message as string | ArrayBuffer);
+      case "open":
+        return this.#up(output.again);
+      case "lost":
+        this.#session.ended(performance.now() - this.#since);
+        return this.#emit("lost", { code: output.code, reason: output.reason });
+      case "closed":
+        return this.#end(output.code, output.reason);
+      case "stayed":
+        return this.#emit("moveFailed", { mid: output.mid, why: output.why });
+      case "unsent":
+        return this.#emit("unsent", { data: output.message });
+      case "moving":
+        return this.#emit("moving", { mid: output.mid, why: output.why });
+      case "moved":
+        return this.#emit("moved", { mid: output.mid, pauseMs: output.pause });
+      case "gap":
+        return this.#emit("gap", { why: output.why });
     }
-    this.#end(this.#last);
-  }
-
-  #connected(wire: Wire): void {
-    const again = this.#state.at === "lost";
-    this.#old = wire;
-    this.#state = { at: "open" };
-    this.#protocol = wire.native.protocol;
-    this.#extensions = wire.native.extensions;
-    this.#unwatch ??= watch((change) => this.#changed(change));
-    this.#session.opened();
-    if (!again) {
-      this.#readyState = 1;
-      this.dispatchEvent(new Event("open"));
-      return;
-    }
-    const held = this.#held;
-    this.#held = [];
-    this.#heldBytes = 0;
-    this.#emit("gap", { why: "lost", held: held.length });
-    for (const data of held) this.#step({ is: "send", data });
-  }
-
-  /** The first of the assigned places where a socket opens. */
-  async #open(assignment: Assignment, signal: AbortSignal, ticket?: string): Promise<Wire | undefined> {
-    for (const url of assignment.urls) {
-      if (signal.aborted) return undefined;
-      const wire = await this.#dial(url, assignment.connectMs, signal, ticket);
-      if (wire) return wire;
-      this.#session.refused(url);
-    }
-    return undefined;
-  }
-
-  #dial(url: string, connectMs: number, signal: AbortSignal, ticket?: string): Promise<Wire | undefined> {
-    return new Promise((resolve) => {
-      const ctl = randomId();
-      const Native = this.#native();
-      const target = dialled(url.replace(/^http/, "ws"), ctl, ticket === undefined ? undefined : { sid: this.#session.sid, ticket });
-      const native = new Native(target, this.#protocols);
-      // The one form in which every platform hands data over at once and in order.
-      native.binaryType = "arraybuffer";
-      const wire: Wire = { native, ctl, url, opened: 0 };
-      const finish = (result: Wire | undefined) => {
-        clearTimeout(timer);
-        signal.removeEventListener("abort", abort);
-        resolve(result);
-      };
-      const abort = () => {
-        native.close();
-        finish(undefined);
-      };
-      const timer = setTimeout(abort, connectMs);
-      signal.addEventListener("abort", abort);
-      native.onopen = () => {
-        wire.opened = Date.now();
-        finish(wire);
-      };
-      native.onmessage = (event: MessageEvent) => this.#received(wire, event.data);
-      native.onerror = () => {};
-      native.onclose = (event: CloseEvent) => {
-        if (wire.opened) this.#closed(wire, event);
-        else finish(undefined);
-      };
-    });
   }
 
   // Sockets ---------------------------------------------------------------------------------------------------------
 
-  #received(wire: Wire, data: string | ArrayBuffer): void {
-    const on = wire === this.#old ? "old" : wire === this.#new ? "new" : undefined;
-    if (!on) return;
-    const message = decode(wire.ctl, data);
-    this.#step(message ? { is: "heard", on, message } : { is: "message", on, data });
-  }
-
-  #closed(wire: Wire, { code, reason, wasClean }: CloseEvent): void {
-    if (wire === this.#new) return this.#step({ is: "ended", on: "new" });
-    if (wire !== this.#old) return;
-    this.#session.ended(Date.now() - wire.opened);
-    this.#last = { code, reason, wasClean };
-    this.#step({ is: "ended", on: "old" });
-  }
-
-  #changed(change: Change): void {
-    if (change === "thaw") {
-      if (this.#frozen) this.#lose([]);
-      this.#frozen = false;
-      return;
-    }
-    if (this.#state.at === "lost" || !this.#old) return;
-    // Dead or about to be: the socket's own close may take minutes, or never be seen by a frozen page.
-    const wire = this.#old;
-    this.#frozen = change === "freeze";
-    this.#last = { code: 1006, reason: `ek:${change}`, wasClean: false };
-    this.#session.ended(Date.now() - wire.opened);
-    this.#step({ is: "ended", on: "old" });
-    wire.native.close();
-  }
-
-  // The dialogue ----------------------------------------------------------------------------------------------------
-
-  #step(event: MoveEvent<Data>): void {
-    const [state, effects] = step(this.#state, event, Date.now());
-    this.#state = state;
-    for (const effect of effects) this.#perform(effect);
-    const at = timeout(this.#state);
-    clearTimeout(this.#timer);
-    if (at !== undefined) this.#timer = setTimeout(() => this.#step({ is: "time" }), Math.max(0, at - Date.now()));
-    this.#finish();
-  }
-
-  #perform(effect: Effect<Data>): void {
-    switch (effect.do) {
-      case "send":
-        return this.#old?.native.send(effect.data as string);
-      case "deliver":
-        return this.#deliver(effect.data as string | ArrayBuffer);
-      case "say":
-        if (effect.message.op === "cut") this.#paused = Date.now();
-        return this.#say(effect.on === "old" ? this.#old : this.#new, effect.message);
-      case "dial":
-        return void this.#move(effect.ticket);
-      case "drop":
-        return this.#drop();
-      case "swap":
-        return this.#swap();
-      case "lose":
-        return this.#lose(effect.unsent);
-      case "moving":
-        return this.#emit("moving", { mid: effect.mid, why: effect.why });
-      case "moved":
-        this.#heldBytes = 0;
-        return this.#emit("moved", { mid: effect.mid, pauseMs: Date.now() - this.#paused });
-      case "failed":
-        this.#heldBytes = 0;
-        return this.#emit("moveFailed", { mid: effect.mid, why: effect.why });
-    }
-  }
-
-  #say(wire: Wire | undefined, message: Say): void {
-    if (wire?.native.readyState !== 1) return;
-    const { sid } = this.#session;
-    const named = message.op === "park" || message.op === "resume" ? { ...message, sid } : message;
-    wire.native.send(encode(wire.ctl, named));
-  }
-
-  async #move(ticket: string): Promise<void> {
-    const stop = new AbortController();
-    this.#dialling = stop;
-    let retryMs = 0;
-    let wire: Wire | undefined;
+  async #dial({ socket, cause, ticket, park }: Extract<Output<Data>, { do: "dial" }>): Promise<void> {
+    const wire: Wire = { stop: new AbortController(), opened: false };
+    this.#wires.set(socket, wire);
+    const { signal } = wire.stop;
+    let failure: Failure = "handshake";
     try {
-      const assignment = await this.#session.move(ticket, stop.signal);
-      wire = await this.#open(assignment, stop.signal, ticket);
+      const { urls, connectMs, retry } = this.#issued ?? (await this.#session.assign(cause, ticket, signal));
+      this.#issued = undefined;
+      if (retry) this.#input({ is: "retry", ...retry });
+      const within = Math.min(connectMs, (cause === "move" ? STEP_MS : DIAL_MS) / urls.length);
+      for (const url of urls) {
+        if (signal.aborted || (await this.#open(socket, wire, this.#keyed(url, park, ticket), within))) return;
+        this.#session.refused(url);
+      }
     } catch (error) {
-      if (error instanceof NegotiateError) retryMs = error.later?.wait_ms ?? 0;
+      failure = failureOf(error);
     }
-    if (stop.signal.aborted) return wire?.native.close();
-    if (wire && wire.native.protocol === this.#protocol) {
-      this.#new = wire;
-      this.#step({ is: "opened" });
-    } else {
-      wire?.native.close();
-      this.#step({ is: "unreachable", retryMs });
-    }
+    this.#wires.delete(socket);
+    this.#input({ is: "failed", socket, failure });
   }
 
-  #drop(): void {
-    this.#dialling?.abort();
-    this.#dialling = undefined;
-    const wire = this.#new;
-    this.#new = undefined;
-    wire?.native.close();
+  /** The URL to dial and the ctl in it. */
+  #keyed(url: string, park: boolean, ticket: string | undefined): { url: string; ctl: string } {
+    const { sid, negotiates } = this.#session;
+    const ctl = randomId();
+    const keys: Record<string, string | undefined> = { _ekm: ctl };
+    // Who negotiates has said its session there.
+    if (park || !negotiates) keys._eks = sid;
+    if (park) Object.assign(keys, { _ekc: "move", _ekt: ticket });
+    return { url: withKeys(url.replace(/^http/, "ws"), keys), ctl };
   }
 
-  #swap(): void {
-    const gone = this.#old?.native;
-    this.#old = this.#new;
-    this.#new = undefined;
-    this.#dialling = undefined;
-    this.#session.opened();
-    // Its server closes it; what never does is closed here.
-    setTimeout(() => gone?.close(), STEP_MS);
+  /** Whether it opened, in which case the machine knows already: a message may follow at once. */
+  #open(socket: number, wire: Wire, { url, ctl }: { url: string; ctl: string }, withinMs: number): Promise<boolean> {
+    return new Promise((resolve) => {
+      const native = new this.#native(url, this.#protocols) as WebSocket;
+      wire.native = native;
+      // The one form in which every platform hands data over at once and in order.
+      native.binaryType = "arraybuffer";
+      const { signal } = wire.stop;
+      const abort = () => native.close();
+      const timer = setTimeout(abort, withinMs);
+      signal.addEventListener("abort", abort);
+      const settled = (opened: boolean) => {
+        clearTimeout(timer);
+        signal.removeEventListener("abort", abort);
+        resolve(opened);
+      };
+      native.onopen = () => {
+        // A session keeps its subprotocol.
+        if (this.#readyState === 1 && native.protocol !== this.#protocol) return native.close();
+        wire.opened = true;
+        settled(true);
+        this.#input({ is: "opened", socket, ctl, sid: this.#session.sid });
+      };
+      native.onmessage = ({ data }: MessageEvent<string | ArrayBuffer>) =>
+        void this.#input({ is: "received", socket, message: data });
+      native.onerror = () => {};
+      native.onclose = ({ code, reason }: CloseEvent) => {
+        if (!wire.opened) return settled(false);
+        this.#wires.delete(socket);
+        this.#input({ is: "closed", socket, code, reason });
+      };
+    });
+  }
+
+  #shut(socket: number, code: number, reason: string): void {
+    const wire = this.#wires.get(socket);
+    if (!wire?.opened) wire?.stop.abort();
+    else if (code === NO_CODE) wire.native?.close();
+    else wire.native?.close(code, reason);
+  }
+
+  /** The network is gone under the socket: its own close may take minutes, or never be seen by a frozen page. */
+  #died(): void {
+    const socket = this.#mover.owner;
+    if (socket === undefined) return;
+    this.#wires.get(socket)?.native?.close();
+    this.#wires.delete(socket);
+    this.#input({ is: "closed", socket, code: 1006, reason: "" });
   }
 
   // The application -------------------------------------------------------------------------------------------------
 
+  #up(again: boolean): void {
+    const native = this.#wires.get(this.#mover.owner ?? -1)?.native;
+    this.#protocol = native?.protocol ?? "";
+    this.#extensions = native?.extensions ?? "";
+    this.#since = performance.now();
+    this.#session.opened();
+    if (again) return this.#emit("reopened", undefined);
+    this.#readyState = 1;
+    this.dispatchEvent(new Event("open"));
+  }
+
   #deliver(data: string | ArrayBuffer): void {
     if (this.#readyState !== 1) return;
     const whole = typeof data === "string" || this.binaryType === "arraybuffer" ? data : new Blob([data]);
-    this.dispatchEvent(new MessageEvent("message", { data: whole, origin: new URL(this.url).origin }));
+    this.dispatchEvent(new MessageEvent("message", { data: whole, origin: this.#origin }));
   }
 
-  #hold(data: Data): void {
-    const size = sizeOf(data);
-    if (this.#heldBytes + size > (this.#options.bufferMax ?? BUFFER_MAX)) {
-      throw new DOMException("Too much waits to be sent while the connection moves", "QuotaExceededError");
-    }
-    this.#heldBytes += size;
-  }
-
-  #lose(unsent: readonly Data[]): void {
-    if (this.#frozen) return;
-    this.#old = undefined;
-    const { code, reason } = this.#last;
-    const deliberate = code === 1000 || code >= 3000 || (code >= 1002 && code <= 1010 && code !== 1005 && code !== 1006);
-    if (this.#options.reconnect && !deliberate && this.#readyState === 1) {
-      this.#held = [...unsent];
-      this.#emit("lost", { code, reason });
-      void this.#connect();
-      return;
-    }
-    if (!deliberate || unsent.length > 0) this.#emit("gap", { why: reason || String(code), held: unsent.length });
-    this.#end(this.#last);
-  }
-
-  #end(last: { code: number; reason: string; wasClean: boolean }): void {
-    if (this.#readyState === 3) return;
+  #end(code: number, reason: string): void {
+    const before = this.#readyState;
     this.#readyState = 3;
-    this.#unwatch?.();
-    this.#released?.();
-    clearTimeout(this.#timer);
-    if (!last.wasClean) this.dispatchEvent(new Event("error"));
-    this.dispatchEvent(closeEvent(last));
+    this.#unwatch();
+    if (this.#since) this.#session.ended(performance.now() - this.#since);
+    if (this.#idle.push(this.#session) > IDLE_MAX) this.#idle.shift();
+    if (before === 1 && !isFinal(code, reason)) this.#emit("gap", { why: "lost" });
+    if (code === 1006) this.dispatchEvent(new Event("error"));
+    this.dispatchEvent(closeEvent(code, reason));
   }
 
   #emit<K extends keyof MoveEvents>(type: K, detail: MoveEvents[K]): void {
     this.dispatchEvent(new CustomEvent(type, { detail }));
   }
 
-  // Event handlers --------------------------------------------------------------------------------------------------
+  // Listeners -------------------------------------------------------------------------------------------------------
 
   get onopen(): Handler<Event> {
     return this.#handler("open");
@@ -462,21 +393,58 @@ export class EvenkeelSocket extends EventTarget implements WebSocket {
     this.#handlers.delete(type);
     if (typeof handler !== "function") return;
     const listener = (event: Event) => void handler.call(this, event as E);
-    this.#handlers.set(type, [handler as Handler<never>, listener]);
+    this.#handlers.set(type, [handler, listener]);
     super.addEventListener(type, listener);
   }
 
-  override addEventListener<K extends keyof EvenkeelEventMap>(type: K, listener: (this: WebSocket, event: EvenkeelEventMap[K]) => unknown, options?: boolean | AddEventListenerOptions): void;
-  override addEventListener(type: string, listener: EventListenerOrEventListenerObject | null, options?: boolean | AddEventListenerOptions): void;
+  override addEventListener<K extends keyof EvenkeelEventMap>(
+    type: K,
+    listener: (this: WebSocket, event: EvenkeelEventMap[K]) => unknown,
+    options?: boolean | AddEventListenerOptions,
+  ): void;
+  override addEventListener(
+    type: string,
+    listener: EventListenerOrEventListenerObject | null,
+    options?: boolean | AddEventListenerOptions,
+  ): void;
   override addEventListener(type: string, listener: unknown, options?: boolean | AddEventListenerOptions): void {
     super.addEventListener(type, listener as EventListener, options);
   }
 
-  override removeEventListener<K extends keyof EvenkeelEventMap>(type: K, listener: (this: WebSocket, event: EvenkeelEventMap[K]) => unknown, options?: boolean | EventListenerOptions): void;
-  override removeEventListener(type: string, listener: EventListenerOrEventListenerObject | null, options?: boolean | EventListenerOptions): void;
+  override removeEventListener<K extends keyof EvenkeelEventMap>(
+    type: K,
+    listener: (this: WebSocket, event: EvenkeelEventMap[K]) => unknown,
+    options?: boolean | EventListenerOptions,
+  ): void;
+  override removeEventListener(
+    type: string,
+    listener: EventListenerOrEventListenerObject | null,
+    options?: boolean | EventListenerOptions,
+  ): void;
   override removeEventListener(type: string, listener: unknown, options?: boolean | EventListenerOptions): void {
     super.removeEventListener(type, listener as EventListener, options);
   }
+}
+
+/** A missing class is the programmer's mistake, to be seen at once. */
+function nativeOf(options: EvenkeelOptions): NativeWebSocket {
+  const native = options.WebSocket ?? (globalThis as { WebSocket?: NativeWebSocket }).WebSocket;
+  if (!native) throw new TypeError("this platform has no WebSocket: pass a class as options.WebSocket");
+  return native;
+}
+
+function sessionOf(url: string, negotiate: EvenkeelOptions["negotiate"], idle: Session[]): Session {
+  if (!negotiate) return new Session(url);
+  const route = url.split("?")[0];
+  const at = idle.findIndex((session) => session.url.split("?")[0] === route);
+  const again = at < 0 ? undefined : idle.splice(at, 1)[0];
+  return Object.assign(again ?? new Session(url, negotiate === true ? {} : negotiate), { url });
+}
+
+function failureOf(error: unknown): Failure {
+  if (!(error instanceof NegotiateError)) return "no_answer";
+  const full = error.status === 503 || error.status === 429;
+  return full ? { no_credit: error.later ?? { wait_ms: 0, window_ms: 0 } } : "no_answer";
 }
 
 function checkedUrl(url: string): string {
@@ -485,7 +453,7 @@ function checkedUrl(url: string): string {
     parsed = new URL(url, here());
   } catch {}
   if (!parsed || !/^(wss?|https?):$/.test(parsed.protocol)) {
-    throw new DOMException(`The URL '${withoutKeys(url)}' is not one of a WebSocket`, "SyntaxError");
+    throw new DOMException(`'${withoutKeys(url)}' is no URL of a WebSocket`, "SyntaxError");
   }
   parsed.hash = "";
   return parsed.href.replace(/^http/, "ws");
@@ -500,7 +468,7 @@ function checkedProtocols(protocols: string | string[]): string[] {
   return list;
 }
 
-function sizeOf(data: Data): number {
-  if (typeof data === "string") return new TextEncoder().encode(data).length;
+function sizeOfData(data: Data): number {
+  if (typeof data === "string") return sizeOf(data);
   return data instanceof Blob ? data.size : data.byteLength;
 }
