@@ -84,6 +84,8 @@ macro_rules! reasons {
 reasons! {
     /// The connection was moved; its client already has the next one.
     Moved = "moved", RESTART;
+    /// Opened for a move that did not come about.
+    Unused = "unused", NORMAL;
     /// The server takes no new connections and empties.
     Draining = "draining", RESTART;
     /// An operator ordered the server to hold fewer.

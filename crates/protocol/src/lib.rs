@@ -12,6 +12,7 @@
 //! - [`keys`]: one master key of a fleet, and every key that comes of it.
 //! - [`token`], [`ticket`], [`seal`]: assignments, proof of a session and its source, states on their way;
 //!   [`refusal`]: why one is not taken; [`replay`]: what was used already.
+//! - [`moving`]: the machines of a move, at the client and at the server; [`backoff`]: when a client comes back.
 //! - [`frame`]: where messages end in a stream of frames, and Close frames.
 //!
 //! Elsewhere: deciding (`evenkeel_fleet`), sockets (`evenkeel_agent`, `evenkeel_gateway`, `evenkeel_controller`).
@@ -19,6 +20,7 @@
 extern crate alloc;
 
 pub mod agent;
+pub mod backoff;
 pub mod close;
 pub mod executor;
 pub mod frame;
@@ -27,6 +29,7 @@ pub mod head;
 mod jws;
 pub mod keys;
 pub mod message;
+pub mod moving;
 pub mod negotiate;
 pub mod origin;
 pub mod refusal;

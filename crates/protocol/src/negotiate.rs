@@ -25,7 +25,7 @@ const CAPS_MAX: usize = 8;
 const TICKET_MAX: usize = 2 * 1024;
 
 /// Why a client asks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Cause {
     /// It is new here.
