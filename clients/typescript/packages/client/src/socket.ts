@@ -56,6 +56,33 @@ const NO_CODE = 1005;
 /** Ended sessions that a class keeps for its next sockets; one class serves one client, which hardly has more. */
 const IDLE_MAX = 8;
 
+export interface EvenkeelSocket {
+  onopen: Handler<Event>;
+  onmessage: Handler<MessageEvent>;
+  onerror: Handler<Event>;
+  onclose: Handler<CloseEvent>;
+  addEventListener<K extends keyof EvenkeelEventMap>(
+    type: K,
+    listener: (this: WebSocket, event: EvenkeelEventMap[K]) => unknown,
+    options?: boolean | AddEventListenerOptions,
+  ): void;
+  addEventListener(
+    type: string,
+    listener: EventListenerOrEventListenerObject | null,
+    options?: boolean | AddEventListenerOptions,
+  ): void;
+  removeEventListener<K extends keyof EvenkeelEventMap>(
+    type: K,
+    listener: (this: WebSocket, event: EvenkeelEventMap[K]) => unknown,
+    options?: boolean | EventListenerOptions,
+  ): void;
+  removeEventListener(
+    type: string,
+    listener: EventListenerOrEventListenerObject | null,
+    options?: boolean | EventListenerOptions,
+  ): void;
+}
+
 export class EvenkeelSocket extends EventTarget implements WebSocket {
   static readonly CONNECTING = 0;
   static readonly OPEN = 1;
@@ -165,11 +192,12 @@ export class EvenkeelSocket extends EventTarget implements WebSocket {
     }
     if (sizeOf(reason) > 123) throw new DOMException("The close reason is longer than 123 bytes", "SyntaxError");
     if (this.#readyState > 1) return;
-    const connecting = this.#readyState === 0;
+    const failing = this.#readyState === 0;
     this.#readyState = 2;
-    // As a WebSocket does: what never opened fails, and not before the caller is done.
-    if (connecting) queueMicrotask(() => this.#input({ is: "close", code: 1006, reason: "" }));
-    else this.#input({ is: "close", code: code ?? NO_CODE, reason });
+    // As a WebSocket does: what never opened fails, and nobody hears of it before the caller is done.
+    const input: Input<Data> = { is: "close", code: failing ? 1006 : (code ?? NO_CODE), reason: failing ? "" : reason };
+    if (this.#mover.owner === undefined) queueMicrotask(() => this.#input(input));
+    else this.#input(input);
   }
 
   // The machine -----------------------------------------------------------------------------------------------------
@@ -356,73 +384,25 @@ export class EvenkeelSocket extends EventTarget implements WebSocket {
     this.dispatchEvent(new CustomEvent(type, { detail }));
   }
 
-  // Listeners -------------------------------------------------------------------------------------------------------
-
-  get onopen(): Handler<Event> {
-    return this.#handler("open");
-  }
-  set onopen(handler: Handler<Event>) {
-    this.#handle("open", handler);
-  }
-  get onmessage(): Handler<MessageEvent> {
-    return this.#handler("message");
-  }
-  set onmessage(handler: Handler<MessageEvent>) {
-    this.#handle("message", handler);
-  }
-  get onerror(): Handler<Event> {
-    return this.#handler("error");
-  }
-  set onerror(handler: Handler<Event>) {
-    this.#handle("error", handler);
-  }
-  get onclose(): Handler<CloseEvent> {
-    return this.#handler("close");
-  }
-  set onclose(handler: Handler<CloseEvent>) {
-    this.#handle("close", handler);
-  }
-
-  #handler<E>(type: string): Handler<E> {
-    return (this.#handlers.get(type)?.[0] ?? null) as Handler<E>;
-  }
-
-  #handle<E>(type: string, handler: Handler<E>): void {
-    const before = this.#handlers.get(type);
-    if (before) super.removeEventListener(type, before[1]);
-    this.#handlers.delete(type);
-    if (typeof handler !== "function") return;
-    const listener = (event: Event) => void handler.call(this, event as E);
-    this.#handlers.set(type, [handler, listener]);
-    super.addEventListener(type, listener);
-  }
-
-  override addEventListener<K extends keyof EvenkeelEventMap>(
-    type: K,
-    listener: (this: WebSocket, event: EvenkeelEventMap[K]) => unknown,
-    options?: boolean | AddEventListenerOptions,
-  ): void;
-  override addEventListener(
-    type: string,
-    listener: EventListenerOrEventListenerObject | null,
-    options?: boolean | AddEventListenerOptions,
-  ): void;
-  override addEventListener(type: string, listener: unknown, options?: boolean | AddEventListenerOptions): void {
-    super.addEventListener(type, listener as EventListener, options);
-  }
-
-  override removeEventListener<K extends keyof EvenkeelEventMap>(
-    type: K,
-    listener: (this: WebSocket, event: EvenkeelEventMap[K]) => unknown,
-    options?: boolean | EventListenerOptions,
-  ): void;
-  override removeEventListener(
-    type: string,
-    listener: EventListenerOrEventListenerObject | null,
-    options?: boolean | EventListenerOptions,
-  ): void;
-  override removeEventListener(type: string, listener: unknown, options?: boolean | EventListenerOptions): void {
-    super.removeEventListener(type, listener as EventListener, options);
+  static {
+    for (const type of ["open", "message", "error", "close"]) {
+      Object.defineProperty(this.prototype, `on${type}`, {
+        configurable: true,
+        enumerable: true,
+        get(this: EvenkeelSocket) {
+          return this.#handlers.get(type)?.[0] ?? null;
+        },
+        set(this: EvenkeelSocket, handler: unknown) {
+          const before = this.#handlers.get(type);
+          if (before) this.removeEventListener(type, before[1]);
+          this.#handlers.delete(type);
+          if (typeof handler !== "function") return;
+          const listener = (event: Event) => void handler.call(this, event);
+          this.#handlers.set(type, [handler, listener]);
+          this.addEventListener(type, listener);
+        },
+      });
+    }
   }
 }
 
