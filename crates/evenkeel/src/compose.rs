@@ -22,6 +22,7 @@ use tokio::sync::{mpsc, watch};
 use crate::cli::Role;
 use crate::config::Settings;
 use crate::config::settings::{Fleet, Process, Server};
+use crate::limits;
 
 /// Views of a gateway that wait for the controller; full: the gateway sends a newer one later.
 const SAYS: usize = 256;
@@ -46,9 +47,12 @@ impl Product {
     /// Starts the roles.
     pub(crate) async fn start(settings: &Settings, roles: &[Role], clock: Clock) -> anyhow::Result<Self> {
         let with_gateway = roles.contains(&Role::Gateway);
-        if with_gateway {
+        let gateway = if with_gateway {
             probe(settings)?;
-        }
+            Some(gateway_config(settings, limits::connections_max(settings)?, clock))
+        } else {
+            None
+        };
         let tasks = Tasks::new();
         let (controller_leave, shutdown) = Shutdown::new();
         let (gateway_leave, gateway_shutdown) = Shutdown::new();
@@ -71,7 +75,7 @@ impl Product {
         let controller = evenkeel_controller::start(controller_config(settings), links, shell).await?;
         let mut product =
             Self { controller, gateway: None, gateway_leave, controller_leave, ready, tasks, clock };
-        if with_gateway {
+        if let Some(config) = gateway {
             let links = evenkeel_gateway::Links {
                 table: table_seen,
                 says,
@@ -80,7 +84,6 @@ impl Product {
                 memory: Some(crate::recall::file(settings)),
             };
             let mut registry = registry.lock().unwrap_or_else(PoisonError::into_inner);
-            let config = gateway_config(settings, clock);
             match evenkeel_gateway::start(config, links, clock, gateway_shutdown, &mut registry) {
                 Ok(gateway) => product.gateway = Some(gateway),
                 Err(error) => {
@@ -208,13 +211,9 @@ fn process(process: &Process) -> ProcessConfig {
     }
 }
 
-fn gateway_config(settings: &Settings, clock: Clock) -> GatewayConfig {
+fn gateway_config(settings: &Settings, connections_max: usize, clock: Clock) -> GatewayConfig {
     let gateway = &settings.gateway;
-    let mut limits = gateway.limits;
-    limits.connections_max = gateway.connections_max.map_or_else(
-        || Limits::default().connections_max,
-        |most| usize::try_from(most).unwrap_or(usize::MAX),
-    );
+    let limits = Limits { connections_max, ..gateway.limits };
     let route = |route: &crate::config::settings::Route| evenkeel_gateway::Route {
         host: route.host.clone(),
         path: route.path.clone(),

@@ -68,7 +68,7 @@ impl Default for FleetSettings {
 /// Bounds on what clients and servers can cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Most connections at once, handshakes included; above, 503 at once. Default by [`Limits::for_open_files`].
+    /// Most connections at once, handshakes included; above, 503 at once. Default by [`Limits::connections_within`].
     pub connections_max: usize,
     /// Most handshakes under way of one client prefix (/32, /64), loopback excepted, where a proxy or a test may
     /// stand for many clients. Default 1,000: an office behind one address reconnecting; above, 503.
@@ -86,16 +86,33 @@ pub struct Limits {
     pub stop_within: Duration,
 }
 
-/// Descriptors left for everything that is no tunnel: admin, control, files, refusals.
-const RESERVED_FILES: u64 = 100;
+/// Descriptors kept for what is there whatever the fleets are: about 40 for streams, event loops, listeners, store
+/// and logs, 64 clients that are refused because there are too many, and as many people and scripts at the admin
+/// listener.
+const FILES_ALWAYS: u64 = 192;
+/// Descriptors kept for each server that is expected: its agent's link or our check of it, its process, its output
+/// while it starts, and a new link beside one that is not known to be dead yet.
+const FILES_PER_SERVER: u64 = 4;
+/// One descriptor in so many is kept as well, for servers that nobody expected: they come by agents.
+const FILES_SHARE: u64 = 32;
 
 impl Limits {
-    /// The defaults for a process that may open so many files: each tunnel takes two, 100 stay in reserve.
+    /// The most connections of a process that may open so many files and expects so many servers: each takes two
+    /// files, and enough stay free for everything else in the process, but at most half. A gateway that took those
+    /// too would lock out agents and operators just when they matter.
+    #[must_use]
+    pub fn connections_within(open_files: u64, servers: u64) -> usize {
+        let kept =
+            servers.saturating_mul(FILES_PER_SERVER).saturating_add(FILES_ALWAYS + open_files / FILES_SHARE);
+        let connections = (open_files - kept.min(open_files / 2)) / 2;
+        usize::try_from(connections).unwrap_or(usize::MAX).max(1)
+    }
+
+    /// The defaults for a process that may open so many files and expects no servers by name.
     #[must_use]
     pub fn for_open_files(open_files: u64) -> Self {
-        let connections = open_files.saturating_sub(RESERVED_FILES) / 2;
         Self {
-            connections_max: usize::try_from(connections).unwrap_or(usize::MAX).max(1),
+            connections_max: Self::connections_within(open_files, 0),
             handshakes_per_prefix_max: 1_000,
             heads: Deadlines::default(),
             connect: Duration::from_secs(1),
@@ -103,14 +120,6 @@ impl Limits {
             tunnel: TunnelLimits::default(),
             stop_within: Duration::from_secs(2),
         }
-    }
-}
-
-impl Default for Limits {
-    /// For the open-file limit of this process.
-    fn default() -> Self {
-        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-        Self::for_open_files(limit.unwrap_or(1 << 20))
     }
 }
 
@@ -291,7 +300,21 @@ mod tests {
 
     #[test]
     fn the_open_file_limit_bounds_connections() {
-        assert_eq!(Limits::for_open_files(20_000).connections_max, 9_950);
+        assert_eq!(Limits::for_open_files(20_000).connections_max, (20_000 - 192 - 625) / 2);
         assert_eq!(Limits::for_open_files(0).connections_max, 1);
+    }
+
+    #[test]
+    fn what_is_kept_free_grows_with_the_servers_up_to_half() {
+        for (open_files, servers) in [(1_024, 3), (20_000, 500), (1 << 20, 10_000)] {
+            let tunnels = 2 * Limits::connections_within(open_files, servers) as u64;
+            assert!(open_files - tunnels >= 192 + 4 * servers, "{open_files} {servers}");
+            assert!(tunnels >= open_files / 2, "{open_files} {servers}");
+        }
+        assert_eq!(Limits::connections_within(1_024, 10_000), 256);
+        assert_eq!(
+            Limits::connections_within(u64::MAX, u64::MAX),
+            usize::try_from(u64::MAX / 4 + 1).unwrap()
+        );
     }
 }

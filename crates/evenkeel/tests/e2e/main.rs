@@ -7,6 +7,7 @@
 
 mod kit;
 
+mod bounds;
 mod carry;
 mod crash;
 mod drain;

@@ -32,6 +32,8 @@ static ALONE: Mutex<()> = Mutex::new(());
 pub(crate) struct World {
     folder: PathBuf,
     servers: Vec<(String, Process, SocketAddr)>,
+    /// Most files a process of this world may open; `None`: as many as the test itself.
+    open_files: Option<u32>,
     _alone: MutexGuard<'static, ()>,
 }
 
@@ -42,7 +44,14 @@ impl World {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
         let _ = fs::remove_dir_all(&folder);
         fs::create_dir_all(&folder).expect("a folder under the target directory");
-        Self { folder, servers: Vec::new(), _alone: alone }
+        Self { folder, servers: Vec::new(), open_files: None, _alone: alone }
+    }
+
+    /// The same, and no process of it may open more files.
+    pub(crate) fn with_open_files(name: &str, most: u32) -> Self {
+        let mut world = Self::new(name);
+        world.open_files = Some(most);
+        world
     }
 
     /// Its folder.
@@ -66,7 +75,14 @@ impl World {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(BINARY);
+        let mut command = match self.open_files {
+            None => Command::new(BINARY),
+            Some(most) => {
+                let mut shell = Command::new("sh");
+                shell.args(["-c", &format!("ulimit -n {most} && exec \"$0\" \"$@\""), BINARY]);
+                shell
+            }
+        };
         command.args(arguments).current_dir(&self.folder);
         // What the developer's shell sets must not reach the product.
         for name in
