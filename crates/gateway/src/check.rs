@@ -278,7 +278,7 @@ async fn websocket(stream: &TcpStream, target: &Target, path: &str, clock: Clock
             Step::End(Outcome::Tunnel(_)) => break,
             Step::End(Outcome::Answer(answer)) => return Err(format!("status {}", answer.status)),
             Step::Elsewhere(why) => return Err(format!("no proper answer: {why:?}")),
-            Step::Pick => return Err("no answer".into()),
+            Step::Pick | Step::Plain => return Err("no answer".into()),
         }
     }
     Ok(())

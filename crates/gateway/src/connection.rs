@@ -79,6 +79,10 @@ impl Connection {
             match step {
                 Step::Need => {}
                 Step::Pick => return self.proxy().await,
+                Step::Plain => {
+                    step = self.handshake.refuse_plain();
+                    continue;
+                }
                 Step::End(Outcome::Answer(answer)) => return Ended::Answer(answer),
                 // Neither can come before a server was asked.
                 Step::Elsewhere(_) | Step::End(Outcome::Tunnel(_)) => return Ended::ClientGone,
@@ -214,8 +218,8 @@ impl Connection {
                 }
                 Step::End(Outcome::Answer(answer)) => return Tried::Refused(answer),
                 Step::Elsewhere(why) => return Tried::Failed(why.into()),
-                // A machine that is asking does not ask for another server.
-                Step::Pick => return Tried::Failed(Trouble::Closed),
+                // A machine that is asking does not read another request.
+                Step::Pick | Step::Plain => return Tried::Failed(Trouble::Closed),
             }
             // The deadline first: a peer that never stops sending must not put it off.
             let ready = tokio::select! { biased;

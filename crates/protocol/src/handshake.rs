@@ -10,7 +10,7 @@
 use evenkeel_model::{Duration, Instant};
 
 use crate::head::{HeadError, HeadOf, HeadScan};
-use crate::request::{Peer, Request, RequestError};
+use crate::request::{Parsed, Peer, Plain, Request, RequestError};
 use crate::response::{Answered, BODY_MAX, Refused, ResponseError, read_answer};
 
 /// Client bytes held before the 101. Clients may not send before it (RFC 6455 §4.1); those that do send little.
@@ -40,6 +40,8 @@ pub enum Step {
     Need,
     /// The request is whole: pick a server and [`Handshake::ask`] it, or [`Handshake::refuse`].
     Pick,
+    /// A request that wants no WebSocket: [`Handshake::take_plain`], or [`Handshake::refuse_plain`].
+    Plain,
     /// The server cannot serve this: close it, then pick another, or [`Handshake::refuse`].
     Elsewhere(Elsewhere),
     /// It is decided.
@@ -105,6 +107,7 @@ pub struct Handshake {
 enum State {
     Reading(HeadScan),
     Picking(Box<Request>),
+    Plain(Box<Plain>),
     Asking { request: Box<Request>, scan: HeadScan, conn: String },
     Relaying(Box<Refused>),
     Ended,
@@ -144,19 +147,50 @@ impl Handshake {
                 }
             }
             State::Picking(_) | State::Asking { .. } => self.hold(bytes).unwrap_or(Step::Need),
-            State::Relaying(_) | State::Ended => Step::Need,
+            State::Plain(_) | State::Relaying(_) | State::Ended => Step::Need,
         }
     }
 
     fn request_head(&mut self, head: core::ops::Range<usize>) -> Step {
         let buffer = core::mem::take(&mut self.buffer);
-        let request = match Request::parse(&buffer[head.clone()]) {
-            Ok(request) => request,
+        let parsed = match Parsed::read(&buffer[head.clone()]) {
+            Ok(parsed) => parsed,
             Err(error) => return self.refuse_request(error),
         };
-        self.due = None;
-        self.state = State::Picking(Box::new(request));
-        self.hold(&buffer[head.end..]).unwrap_or(Step::Pick)
+        match parsed {
+            Parsed::Handshake(request) => {
+                self.due = None;
+                self.state = State::Picking(Box::new(request));
+                self.hold(&buffer[head.end..]).unwrap_or(Step::Pick)
+            }
+            Parsed::Plain(plain) => {
+                self.early = buffer[head.end..].to_vec();
+                self.state = State::Plain(Box::new(plain));
+                Step::Plain
+            }
+        }
+    }
+
+    /// A plain request and the bytes that came behind its head. The handshake is over then.
+    pub fn take_plain(&mut self) -> Option<(Plain, Vec<u8>)> {
+        match core::mem::replace(&mut self.state, State::Ended) {
+            State::Plain(plain) => {
+                self.due = None;
+                Some((*plain, core::mem::take(&mut self.early)))
+            }
+            other => {
+                self.state = other;
+                None
+            }
+        }
+    }
+
+    /// Answers a plain request where only handshakes are.
+    pub fn refuse_plain(&mut self) -> Step {
+        match &self.state {
+            State::Plain(plain) => self.refuse_request(plain.refusal()),
+            _ => Step::Need,
+        }
     }
 
     /// Holds bytes that came before the 101; says how it ends if they are too many.
@@ -266,7 +300,7 @@ impl Handshake {
             State::Reading(_) => self.refuse_request(RequestError::Late),
             State::Asking { .. } => self.elsewhere(Elsewhere::Late),
             State::Relaying(_) => self.relay(More::Ended),
-            State::Picking(_) | State::Ended => Step::Need,
+            State::Picking(_) | State::Plain(_) | State::Ended => Step::Need,
         }
     }
 

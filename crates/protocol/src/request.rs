@@ -1,7 +1,7 @@
 //! Decides whether a request is a WebSocket handshake that may reach a server, and writes the new head for it.
 //!
-//! In: one whole head, its lines already checked by [`crate::head`]. Out: a [`Request`], or a [`RequestError`]
-//! with the status that RFC 9110, 9112 and 6455 ask for. Invariants: a head towards a server is written from
+//! In: one whole head, its lines already checked by [`crate::head`]. Out: a [`Request`], a [`Plain`] request for the
+//! few places that answer those, or a [`RequestError`] with the status that RFC 9110, 9112 and 6455 ask for. Invariants: a head towards a server is written from
 //! parsed fields, never copied; what is hop-by-hop, nominated by `Connection`, a claim about forwarding, or
 //! ours (`Evenkeel-*`) does not pass; nothing with a body, another upgrade or two readings passes.
 //! Elsewhere: picking the server (`fleet`), retries and deadlines ([`crate::handshake`]).
@@ -140,26 +140,16 @@ pub enum Scheme {
 }
 
 impl Request {
-    /// Reads one whole head, from the request line to the empty line.
+    /// Reads one whole head of a handshake, from the request line to the empty line.
     ///
     /// # Errors
     /// [`RequestError`] with the status to answer.
     pub fn parse(head: &[u8]) -> Result<Self, RequestError> {
-        let mut slots = [httparse::EMPTY_HEADER; FIELDS_MAX];
-        let mut parsed = httparse::Request::new(&mut slots);
-        match parsed.parse(head) {
-            Ok(httparse::Status::Complete(length)) if length == head.len() => {}
-            Ok(_) => return Err(RequestError::Syntax("it does not end where it should")),
-            Err(error) => return Err(parse_error(error, head)),
+        match Parsed::read(head)? {
+            Parsed::Handshake(request) => Ok(request),
+            Parsed::Plain(plain) => Err(plain.refusal()),
         }
-        check_line(&parsed)?;
-        let mut fields = Fields::default();
-        for field in parsed.headers.iter() {
-            fields.sort(field.name, field.value)?;
-        }
-        fields.finish(parsed.path.unwrap_or_default())
     }
-
     /// Path and query, as the client sent them. The query may hold secrets: never log it.
     #[must_use]
     pub fn target(&self) -> &str {
@@ -225,6 +215,112 @@ impl Request {
     }
 }
 
+/// What a proper head is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Parsed {
+    Handshake(Request),
+    Plain(Plain),
+}
+
+impl Parsed {
+    pub(crate) fn read(head: &[u8]) -> Result<Self, RequestError> {
+        let mut slots = [httparse::EMPTY_HEADER; FIELDS_MAX];
+        let mut parsed = httparse::Request::new(&mut slots);
+        match parsed.parse(head) {
+            Ok(httparse::Status::Complete(length)) if length == head.len() => {}
+            Ok(_) => return Err(RequestError::Syntax("it does not end where it should")),
+            Err(error) => return Err(parse_error(error, head)),
+        }
+        let method = check_line(&parsed)?;
+        let mut fields = Fields::default();
+        for field in parsed.headers.iter() {
+            fields.sort(field.name, field.value)?;
+        }
+        fields.finish(method, parsed.path.unwrap_or_default())
+    }
+}
+
+/// Methods of plain requests that are answered somewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    /// GET.
+    Get,
+    /// POST.
+    Post,
+    /// OPTIONS: a browser asks whether a page may do more.
+    Options,
+}
+
+impl Method {
+    /// The word on the request line.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Get => "GET",
+            Self::Post => "POST",
+            Self::Options => "OPTIONS",
+        }
+    }
+}
+
+/// A request that wants no WebSocket. As strictly read: a body only with `Content-Length`, no other upgrade.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plain {
+    /// Its method.
+    pub method: Method,
+    target: String,
+    host: String,
+    origin: Option<String>,
+    /// Bytes of its body.
+    pub content_length: u64,
+    /// Whether it takes JSON by name.
+    pub accepts_json: bool,
+    /// Whether the client ends the connection behind it.
+    pub closes: bool,
+    fields: Vec<u8>,
+}
+
+impl Plain {
+    /// Path and query, as the client sent them. The query may hold secrets: never log it.
+    #[must_use]
+    pub fn target(&self) -> &str {
+        &self.target
+    }
+
+    /// The path without the query.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        self.target.split('?').next().unwrap_or_default()
+    }
+
+    /// Host and port, as the client sent them.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// The `Origin`, if there is one.
+    #[must_use]
+    pub fn origin(&self) -> Option<&str> {
+        self.origin.as_deref()
+    }
+
+    /// End-to-end fields, written out, each with its CR LF; without Host and Content-Length.
+    #[must_use]
+    pub fn fields(&self) -> &[u8] {
+        &self.fields
+    }
+
+    /// Why it is refused where only handshakes are answered.
+    #[must_use]
+    pub const fn refusal(&self) -> RequestError {
+        match self.method {
+            Method::Get => RequestError::NoUpgrade,
+            Method::Post | Method::Options => RequestError::Method,
+        }
+    }
+}
+
 pub(crate) fn extension_name(offer: &str) -> &str {
     offer.split(';').next().unwrap_or_default().trim_matches([' ', '\t'])
 }
@@ -248,18 +344,26 @@ fn names_http_version(head: &[u8]) -> bool {
     matches!(version, [b'H', b'T', b'T', b'P', b'/', major, b'.', minor] if major.is_ascii_digit() && minor.is_ascii_digit())
 }
 
-fn check_line(parsed: &httparse::Request<'_, '_>) -> Result<(), RequestError> {
+fn check_line(parsed: &httparse::Request<'_, '_>) -> Result<Method, RequestError> {
     if parsed.version != Some(1) {
         return Err(RequestError::HttpVersion);
     }
-    if parsed.method != Some("GET") {
-        return Err(RequestError::Method);
-    }
+    let method = match parsed.method {
+        Some("GET") => Method::Get,
+        Some("POST") => Method::Post,
+        Some("OPTIONS") => Method::Options,
+        _ => return Err(RequestError::Method),
+    };
     let target = parsed.path.unwrap_or_default();
     if target.len() > TARGET_MAX {
         return Err(HeadError::TargetTooLong.into());
     }
-    if is_target(target) { Ok(()) } else { Err(RequestError::Target) }
+    match method {
+        _ if is_target(target) => Ok(method),
+        Method::Get => Err(RequestError::Target),
+        // Such as `OPTIONS *`: there is nothing here for it, whatever the target.
+        Method::Post | Method::Options => Err(RequestError::Method),
+    }
 }
 
 /// Whether it is a plain path with an optional query that may be asked of a server.
@@ -294,6 +398,10 @@ struct Fields<'a> {
     origin: Option<&'a str>,
     protocols: String,
     extensions: String,
+    content_length: Option<&'a str>,
+    accepts_json: bool,
+    /// First field that no handshake has.
+    refused: Option<&'static str>,
     end_to_end: Vec<(&'a str, &'a [u8])>,
 }
 
@@ -301,6 +409,10 @@ impl<'a> Fields<'a> {
     fn sort(&mut self, name: &'a str, value: &'a [u8]) -> Result<(), RequestError> {
         let known = Name::of(name);
         let lower = known.as_ref().map_or("", Name::as_str);
+        if lower == "content-length" {
+            self.refused.get_or_insert("Content-Length");
+            return once(&mut self.content_length, value, RequestError::Field("Content-Length"));
+        }
         if let Some(what) = refused(lower) {
             return Err(RequestError::Field(what));
         }
@@ -325,6 +437,11 @@ impl<'a> Fields<'a> {
 
     fn sort_end_to_end(&mut self, lower: &str, name: &'a str, value: &'a [u8]) -> Result<(), RequestError> {
         match lower {
+            "accept" => {
+                self.accepts_json |= text(value).is_some_and(|value| {
+                    list(value).any(|kind| extension_name(kind).eq_ignore_ascii_case("application/json"))
+                });
+            }
             "origin" => once(&mut self.origin, value, RequestError::Field("Origin twice or malformed"))?,
             "sec-websocket-protocol" => {
                 let value = text(value)
@@ -347,9 +464,20 @@ impl<'a> Fields<'a> {
         Ok(())
     }
 
-    fn finish(self, target: &str) -> Result<Request, RequestError> {
+    fn finish(self, method: Method, target: &str) -> Result<Parsed, RequestError> {
         let host = self.host.filter(|host| authority(host).is_some()).ok_or(RequestError::Host)?;
-        self.check_upgrade()?;
+        match self.check_upgrade() {
+            Err(RequestError::NoUpgrade) if self.upgrade.is_none() => {
+                return self.plain(method, target, host);
+            }
+            checked => checked?,
+        }
+        if method != Method::Get {
+            return Err(RequestError::Method);
+        }
+        if let Some(what) = self.refused {
+            return Err(RequestError::Field(what));
+        }
         if self.version != Some("13") {
             return Err(RequestError::WebSocketVersion);
         }
@@ -357,13 +485,8 @@ impl<'a> Fields<'a> {
         if has_twin(&self.protocols) {
             return Err(RequestError::Field("a subprotocol offered twice"));
         }
-        let mut fields = Vec::with_capacity(256);
-        for (name, value) in &self.end_to_end {
-            if !self.connection.iter().any(|nominated| nominated.eq_ignore_ascii_case(name)) {
-                push_field(&mut fields, name, value);
-            }
-        }
-        Ok(Request {
+        let fields = self.passed_on();
+        Ok(Parsed::Handshake(Request {
             target: target.into(),
             host: host.into(),
             key: key.into(),
@@ -371,7 +494,40 @@ impl<'a> Fields<'a> {
             protocols: self.protocols,
             extensions: self.extensions,
             fields,
-        })
+        }))
+    }
+
+    fn plain(self, method: Method, target: &str, host: &str) -> Result<Parsed, RequestError> {
+        let content_length = match self.content_length {
+            None => 0,
+            // Digits alone: a sign or a list is read in two ways.
+            Some(text) if text.bytes().all(|byte| byte.is_ascii_digit()) => {
+                text.parse().map_err(|_| RequestError::Field("Content-Length"))?
+            }
+            Some(_) => return Err(RequestError::Field("Content-Length")),
+        };
+        let option = |name: &str| self.connection.iter().any(|option| option.eq_ignore_ascii_case(name));
+        Ok(Parsed::Plain(Plain {
+            method,
+            target: target.into(),
+            host: host.into(),
+            origin: self.origin.map(Into::into),
+            content_length,
+            accepts_json: self.accepts_json,
+            closes: option("close"),
+            fields: self.passed_on(),
+        }))
+    }
+
+    /// End-to-end fields, written out.
+    fn passed_on(&self) -> Vec<u8> {
+        let mut fields = Vec::with_capacity(256);
+        for (name, value) in &self.end_to_end {
+            if !self.connection.iter().any(|nominated| nominated.eq_ignore_ascii_case(name)) {
+                push_field(&mut fields, name, value);
+            }
+        }
+        fields
     }
 
     fn check_upgrade(&self) -> Result<(), RequestError> {
@@ -398,7 +554,6 @@ impl<'a> Fields<'a> {
 /// Fields that no WebSocket handshake has: a body, another protocol, a second round trip.
 fn refused(name: &str) -> Option<&'static str> {
     Some(match name {
-        "content-length" => "Content-Length",
         "transfer-encoding" => "Transfer-Encoding",
         "expect" => "Expect",
         "http2-settings" => "HTTP2-Settings",
@@ -507,6 +662,45 @@ mod tests {
         .assert_eq(
             &head("Origin: https://app.example\r\nCookie:  a=b \r\nX-Own: 1\r\n").replace("\r\n", "\n"),
         );
+    }
+
+    fn plain(head: &str) -> Result<Plain, RequestError> {
+        match Parsed::read(head.as_bytes())? {
+            Parsed::Plain(plain) => Ok(plain),
+            Parsed::Handshake(_) => panic!("a handshake"),
+        }
+    }
+
+    #[test]
+    fn a_plain_request_is_read_as_strictly() {
+        let post = plain(
+            "POST /n?x=1 HTTP/1.1\r\nHost: a\r\nContent-Length: 12\r\nAccept: text/html, application/json;q=0.9\r\n\
+             Connection: close, X-Own\r\nX-Own: 1\r\nCookie: a=b\r\nX-Forwarded-For: 10.0.0.1\r\n\r\n",
+        )
+        .unwrap();
+        assert_eq!((post.method, post.path(), post.host()), (Method::Post, "/n", "a"));
+        assert!(post.content_length == 12 && post.accepts_json && post.closes);
+        let fields = String::from_utf8(post.fields().to_vec()).unwrap();
+        assert!(
+            fields.contains("Cookie: a=b\r\n") && !fields.contains("10.0.0.1") && !fields.contains("X-Own")
+        );
+        let error = |fields: &str| {
+            plain(&format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n")).unwrap_err().reason()
+        };
+        for bad in ["+1", "-1", "1, 1", "", "99999999999999999999"] {
+            assert_eq!(error(&format!("Content-Length: {bad}\r\n")), "field", "{bad}");
+        }
+        assert_eq!(error("Content-Length: 1\r\nContent-Length: 1\r\n"), "field");
+        assert_eq!(error("Transfer-Encoding: chunked\r\n"), "field");
+        assert_eq!(error("Upgrade: h2c\r\n"), "no_upgrade");
+        assert_eq!(plain("PUT / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap_err().status(), 405);
+    }
+
+    #[test]
+    fn a_handshake_has_no_body_and_no_other_method() {
+        let post = GOOD.replace("GET ", "POST ") + "\r\n";
+        assert_eq!(Request::parse(post.as_bytes()).unwrap_err().status(), 405);
+        assert_eq!(with("Content-Length: 0\r\n").unwrap_err().reason(), "field");
     }
 
     #[test]
