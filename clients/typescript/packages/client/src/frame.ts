@@ -9,7 +9,7 @@
 
 /** One frame, of either end. */
 export type Frame =
-  | { op: "move"; mid: string; ticket: string; by_ms: number; why: string; park: boolean }
+  | { op: "move"; mid: string; ticket: string; by_ms: number; why: string; park?: false }
   | { op: "park"; sid: string; mid: string }
   | { op: "parked"; mid: string; at: string }
   | { op: "cut"; mid: string; at: string }
@@ -73,7 +73,7 @@ function frame(op: string, object: Record<string, unknown>, mid: string | undefi
     result[field] = fitting(object[field], max);
     if (result[field] === undefined) return undefined;
   }
-  if (op === "move") result.park = object.park !== false;
+  if (op === "move" && object.park === false) result.park = false;
   if (op === "move" || op === "nak") result.why = fitting(object.why, NAME) ?? "";
   if (op === "nak") {
     // What is unusable in a refusal is simply unknown: a refusal is never refused.

@@ -368,7 +368,8 @@ export class Mover<M> {
   // The move --------------------------------------------------------------------------------------------------------
 
   #noticed(line: Line, notice: Extract<Frame, { op: "move" }>): void {
-    const { mid, park, why, ticket } = notice;
+    const { mid, why, ticket } = notice;
+    const park = notice.park !== false;
     if (line.moving) {
       // Said again: one answer is enough.
       if (line.moving.mid !== mid && park) this.#say(line.socket, line.ctl, { op: "nak", mid, why: "busy" });

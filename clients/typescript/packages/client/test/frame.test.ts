@@ -12,7 +12,7 @@ describe("frames", () => {
 
   it("come back from their text", () => {
     const frames: Frame[] = [
-      { op: "move", mid: "m", ticket: "t.t.t", by_ms: 30_000, why: "draining", park: true },
+      { op: "move", mid: "m", ticket: "t.t.t", by_ms: 30_000, why: "draining" },
       { op: "move", mid: "m", ticket: "t.t.t", by_ms: 30_000, why: "draining", park: false },
       { op: "park", sid: "s", mid: "m" },
       { op: "parked", mid: "m", at: "b#1" },
@@ -66,7 +66,7 @@ describe("frames", () => {
 
   it("may have more fields than needed, and null is absent", () => {
     const move = '{"more":[1,{"op":"x"}],"op":"move","mid":"m","ticket":"t","by_ms":5.0,"why":null,"park":null}';
-    expect(parse(ctl, text(move))).toEqual({ op: "move", mid: "m", ticket: "t", by_ms: 5, why: "", park: true });
+    expect(parse(ctl, text(move))).toEqual({ op: "move", mid: "m", ticket: "t", by_ms: 5, why: "" });
     expect(parse(ctl, text('{"op":"nak","mid":null,"why":3,"retry_ms":"soon"}'))).toEqual({ op: "nak", why: "" });
   });
 });
