@@ -89,6 +89,8 @@ pub struct Links {
     pub says: mpsc::Receiver<GatewaySays>,
     /// For each gateway of this process, the highest table version that it obeys. Empty: there is none.
     pub installed: Vec<watch::Receiver<u64>>,
+    /// What the gateways of this process obeyed before it was started, to begin with it. Empty: nothing is known.
+    pub recalled: Arc<Table>,
     /// Whether every listener of the process accepts: `/readyz`.
     pub ready: watch::Receiver<bool>,
 }

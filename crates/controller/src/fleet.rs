@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use evenkeel_fleet::controller::{Controller, Input, Order, OrderError, OrderId, Provided, Registration};
+use evenkeel_fleet::snapshot::Snapshot;
 use evenkeel_model::{Desired, Duration, Epoch, Fence, Incarnation, Report, Rng, ServerId};
 use evenkeel_protocol::close::CloseReason;
 use evenkeel_runtime::tasks::catch_panic;
@@ -142,6 +143,8 @@ pub(crate) struct Memory {
     epoch: Epoch,
     /// Version of the last publication.
     version: u64,
+    /// The last publication, at first the last one before this process: what the next machine begins with.
+    published: Option<Arc<Snapshot>>,
 }
 
 #[derive(Debug)]
@@ -276,7 +279,13 @@ impl Fleet {
         info!(
             fleet = %self.settings.policy.id, epoch = epoch.get(), intents = record.servers.len(), "control loop begins"
         );
-        Ok(Controller::new(self.settings.policy.clone(), epoch, &record, Rng::new(seed), self.clock.now()))
+        let now = self.clock.now();
+        let mut controller =
+            Controller::new(self.settings.policy.clone(), epoch, &record, Rng::new(seed), now);
+        if let Some(published) = &self.memory.published {
+            controller.recall(published, now);
+        }
+        Ok(controller)
     }
 
     /// Tells a new machine what its predecessor knew.
@@ -343,6 +352,11 @@ impl Fleet {
 }
 
 impl Memory {
+    /// Of a process that knows what was published before it.
+    pub(crate) fn recalling(published: Option<Arc<Snapshot>>) -> Self {
+        Self { published, ..Self::default() }
+    }
+
     fn linked(&self, server: &ServerId) -> bool {
         // A link whose task ended does not listen any more.
         self.links.get(server).is_some_and(|link| !link.desired.is_closed())

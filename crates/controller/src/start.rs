@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use evenkeel_fleet::controller::{Input, Provided};
-use evenkeel_fleet::snapshot::GatewaySays;
+use evenkeel_fleet::controller::Provided;
+use evenkeel_fleet::snapshot::Table;
 use evenkeel_runtime::file::make_folder;
 use evenkeel_runtime::metrics::Shared;
 use evenkeel_runtime::{Clock, ListenError, Shutdown, Tasks, listen};
@@ -130,13 +130,14 @@ pub async fn start(config: ControllerConfig, links: Links, shell: Shell) -> Resu
     let admin_addr = listener.local_addr().map_err(|source| StartError::Listener { source })?;
 
     let metrics = Metrics::register(&mut shell.registry.lock().unwrap_or_else(PoisonError::into_inner));
-    let Links { table, says, installed, ready } = links;
+    let Links { table, says, installed, recalled, ready } = links;
     let parts = Parts {
         store,
         owners: Owners::default(),
         publisher: Publisher::new(table, installed),
         events: Events::default(),
         metrics,
+        recalled,
         state_dir: config.state_dir,
         shell,
     };
@@ -163,6 +164,7 @@ struct Parts {
     publisher: Publisher,
     events: Events,
     metrics: Metrics,
+    recalled: Arc<Table>,
     state_dir: PathBuf,
     shell: Shell,
 }
@@ -186,6 +188,7 @@ impl Parts {
             Provider::Process(config) => Some(self.start_provider(&settings, config.clone(), says)),
         };
         providers.extend(provider.clone());
+        let memory = Memory::recalling(self.recalled.fleets.get(&id).cloned());
         let handle = FleetHandle { id, inputs, report_interval: settings.report_interval };
         let fleet = Fleet {
             settings,
@@ -198,7 +201,7 @@ impl Parts {
             clock: self.shell.clock,
             shutdown: self.shell.shutdown.clone(),
             tasks: self.shell.tasks.clone(),
-            memory: Memory::default(),
+            memory,
         };
         self.shell.tasks.spawn("fleet", fleet.run(receiver, provided));
         handle

@@ -10,6 +10,7 @@ mod demo;
 mod echo;
 mod limits;
 mod order;
+mod recall;
 mod say;
 mod serve;
 mod sim;

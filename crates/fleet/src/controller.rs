@@ -14,6 +14,7 @@ mod machine;
 mod member;
 mod observe;
 mod orders;
+mod recall;
 mod round;
 mod scaling;
 mod tell;

@@ -8,6 +8,7 @@
 //! expired. With the controller gone it goes on with the last snapshot and what it sees itself.
 //! Elsewhere: the choice itself (`pick`), targets (`allot`), waiting for credit (`admission`), sockets (the shell).
 
+mod recall;
 mod refused;
 mod slot;
 
@@ -134,6 +135,8 @@ pub struct Gateway {
     config: GatewayConfig,
     rng: Rng,
     snapshot: Option<Arc<Snapshot>>,
+    /// Whether the snapshot is one of an earlier life, which any published one replaces.
+    recalled: bool,
     installed_at: Instant,
     by_id: BTreeMap<ServerId, u32>,
     /// One for each server, parallel: what we know, what a pick needs, what `allot` needs.
@@ -168,6 +171,7 @@ impl Gateway {
             config,
             rng,
             snapshot: None,
+            recalled: false,
             installed_at: now,
             by_id: BTreeMap::new(),
             slots: Vec::new(),
@@ -208,6 +212,7 @@ impl Gateway {
             self.listed.push(index);
         }
         self.snapshot = Some(Arc::clone(snapshot));
+        self.recalled = false;
         self.installed_at = now;
         self.refresh(now);
     }
@@ -237,6 +242,7 @@ impl Gateway {
     #[must_use]
     pub fn opens_soon(&self) -> bool {
         self.snapshot.is_none()
+            || self.recalled
             || self.listed.iter().any(|index| {
                 let slot = &self.slots[*index as usize];
                 let dead = slot.view.health == Health::Dead || slot.dead_here.is_some();

@@ -30,13 +30,14 @@ impl Pulse {
 
     /// A report or a passed check: it lives.
     pub fn beat(&mut self, now: Instant) {
-        self.heard = self.heard.max(Some(now));
+        self.heard = Some(now);
         self.broken = false;
         self.dead = false;
         self.failed_checks = 0;
     }
 
-    /// Any other message or bytes from it at that time: it is not silent, but a dead one stays dead.
+    /// Any other message or bytes from it at that time: it is not silent, but a dead one stays dead. A time ahead
+    /// presumes it heard until then; the next beat ends the presumption.
     pub fn noise(&mut self, at: Instant) {
         self.heard = self.heard.max(Some(at));
     }

@@ -201,6 +201,8 @@ pub struct Links {
     pub says: tokio::sync::mpsc::Sender<evenkeel_fleet::snapshot::GatewaySays>,
     /// Highest version of the table that is obeyed.
     pub installed: tokio::sync::watch::Sender<u64>,
+    /// What an earlier gateway left, to place by until the first table comes; see [`crate::recall`].
+    pub recalled: std::sync::Arc<Table>,
     /// The file in which to leave the same for a later one; `None`: nothing is left.
     pub memory: Option<std::path::PathBuf>,
 }

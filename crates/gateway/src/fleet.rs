@@ -54,6 +54,19 @@ struct Inner {
     snapshot: Option<Arc<Snapshot>>,
 }
 
+impl Inner {
+    /// Knows where to connect from here on.
+    fn reach(&mut self, snapshot: &Arc<Snapshot>) {
+        let mut before = std::mem::take(&mut self.targets);
+        for server in &snapshot.servers {
+            self.targets.entry(Arc::clone(&server.url)).or_insert_with(|| {
+                before.remove(&server.url).unwrap_or_else(|| Target::parse(&server.url).map(Rc::new))
+            });
+        }
+        self.snapshot = Some(Arc::clone(snapshot));
+    }
+}
+
 /// A placement that its holder must settle; dropped unsettled, the client went away first.
 pub(crate) struct Placed {
     fleet: Rc<Fleet>,
@@ -106,16 +119,22 @@ impl Fleet {
             return;
         }
         inner.machine.install(snapshot, now);
-        let mut before = std::mem::take(&mut inner.targets);
-        for server in &snapshot.servers {
-            inner.targets.entry(Arc::clone(&server.url)).or_insert_with(|| {
-                before.remove(&server.url).unwrap_or_else(|| Target::parse(&server.url).map(Rc::new))
-            });
-        }
+        inner.reach(snapshot);
         let machine = &inner.machine;
         let own = |id: &ServerId| machine.key(id).map(|key| (key, machine.connections(key)));
         inner.executors.take(snapshot, own, now);
-        inner.snapshot = Some(Arc::clone(snapshot));
+    }
+
+    /// Begins with what an earlier life left. It orders nothing, so there is nothing to execute.
+    pub(crate) fn recall(&self, left: &Arc<Snapshot>, now: Instant) {
+        let inner = &mut *self.inner.borrow_mut();
+        inner.machine.recall(left, now);
+        inner.reach(left);
+    }
+
+    /// What the next life should begin with; `None`: nothing is known yet.
+    pub(crate) fn to_recall(&self) -> Option<Snapshot> {
+        self.inner.borrow().machine.to_recall()
     }
 
     /// Servers that this gateway checks, with where.

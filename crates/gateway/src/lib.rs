@@ -13,9 +13,10 @@
 //! | close for servers without agent | `execute` |
 //! | check servers without agent | `check` |
 //! | tables in, views out, what is due | `pulse` |
+//! | what to begin with after a restart | `memory` |
 //!
-//! Left out so far: TLS, PROXY protocol, trusted forwarding peers, a table on disk to start from while the
-//! controller is away. Without a table every handshake gets 503.
+//! Left out so far: TLS, PROXY protocol, trusted forwarding peers. Without a table, published or recalled, a
+//! handshake waits for one for as long as it may wait for credit, then gets 503.
 
 mod accept;
 mod check;
@@ -25,6 +26,7 @@ mod connection;
 mod engine;
 mod execute;
 mod fleet;
+mod memory;
 mod metrics;
 mod portable;
 mod pulse;
@@ -42,6 +44,7 @@ use tokio::sync::Notify;
 use tracing::error;
 
 pub use config::{CheckConfig, CheckKind, FleetSettings, GatewayConfig, Limits, Links, Route, TunnelLimits};
+pub use memory::{RecallError, recall};
 
 use crate::fleet::Fleet;
 use crate::metrics::Metrics;
@@ -152,6 +155,15 @@ fn run(
             Ok(made) => made,
             Err(error) => return drop(ready.send(Err(error))),
         };
+        // Before the first client: it is placed as if nothing had happened.
+        for fleet in &shell.fleets {
+            if let Some(left) = links.recalled.fleets.get(&fleet.id) {
+                fleet.recall(left, shell.clock.now());
+            }
+        }
+        if let Some(path) = links.memory.clone() {
+            shell.tasks.spawn_local("memory", memory::remember(Rc::clone(&shell), path));
+        }
         for listener in listeners {
             let listener = match TcpListener::from_std(listener) {
                 Ok(listener) => listener,

@@ -36,7 +36,7 @@ struct Pulse {
 
 /// Runs until the gateway has left.
 pub(crate) async fn run(shell: Rc<Shell>, links: Links, wake: Rc<Notify>) {
-    let Links { mut table, says, installed } = links;
+    let Links { mut table, says, installed, .. } = links;
     let now = shell.clock.now();
     let checks = Checks::new(Rc::clone(&shell), says.clone());
     let mut pulse = Pulse { shell: Rc::clone(&shell), says, checks, next_view: now, last_view: now };

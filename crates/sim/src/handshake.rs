@@ -16,8 +16,8 @@ const TRIES: usize = 3;
 const HEAD_WITHIN: Duration = Duration::from_secs(1);
 /// A silent server gets nothing after 1.5 s, and what publishing that takes.
 const SUSPECT_WITHIN: Duration = Duration::from_millis(1_550);
-/// A controller that began later has not heard everybody yet.
-const SETTLED_AFTER: Duration = Duration::from_secs(5);
+/// A controller that began later has not heard everybody yet: it waits six seconds for those who were well before.
+const SETTLED_AFTER: Duration = Duration::from_secs(7);
 /// A refused client comes back after one to three seconds, as `Retry-After` tells it.
 const COMES_BACK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(2));
 /// A sinkhole closes after this.

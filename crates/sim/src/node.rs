@@ -1,12 +1,13 @@
 //! The controller's process: links, store, provider, publication around the one machine, as the shell does it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use evenkeel_fleet::controller::{
     Controller, FleetRecord, Input, Order, OrderId, Output, Provided, Registration, ServerRecord,
 };
-use evenkeel_fleet::snapshot::{Executor, GatewayView};
+use evenkeel_fleet::snapshot::{Executor, GatewayView, Snapshot};
 use evenkeel_model::{Desired, Epoch, Instant, ServerId, State};
 use evenkeel_protocol::message::{Down, Hello, Up, Welcome, encode_down, parse_up};
 
@@ -25,6 +26,8 @@ pub(crate) struct Node {
     pub(crate) epoch: Epoch,
     /// What is on disk.
     pub(crate) record: FleetRecord,
+    /// What its gateways obeyed last: a restarted process begins with it.
+    published: Option<Arc<Snapshot>>,
     /// Servers with a link, and the life that opened it.
     pub(crate) links: BTreeMap<usize, u64>,
     /// Servers that the provider runs.
@@ -41,6 +44,7 @@ impl Node {
             began: Instant::ZERO,
             epoch: Epoch(0),
             record: FleetRecord::default(),
+            published: None,
             links: BTreeMap::new(),
             provided: BTreeMap::new(),
             orders: 0,
@@ -66,7 +70,10 @@ impl World {
         self.node.epoch = self.node.epoch.next();
         let policy = self.scenario.policy();
         let rng = self.seeds.fork(self.node.life);
-        let controller = Controller::new(policy, self.node.epoch, &self.node.record, rng, self.now);
+        let mut controller = Controller::new(policy, self.node.epoch, &self.node.record, rng, self.now);
+        if let Some(published) = &self.node.published {
+            controller.recall(published, self.now);
+        }
         self.node.controller = Some(controller);
         self.node.wake_at = None;
         for word in self.node.provided.values().cloned().collect::<Vec<_>>() {
@@ -225,6 +232,7 @@ impl World {
             Output::Forget(server) => self.node.record.servers.retain(|record| record.server != server),
             Output::PersistFixed(fixed) => self.node.record.fixed = fixed,
             Output::Publish(snapshot) => {
+                self.node.published = Some(Arc::clone(&snapshot));
                 for front in 0..self.fronts.len() {
                     let snapshot = snapshot.clone();
                     self.schedule(self.now + INSTALL_AFTER, Event::Installs { front, snapshot });

@@ -184,7 +184,10 @@ impl Fleet {
     /// Performs one output that needs no storing.
     pub(super) fn perform_one(&mut self, output: Output) {
         match output {
-            Output::Publish(snapshot) => self.memory.version = self.publisher.publish(snapshot),
+            Output::Publish(snapshot) => {
+                self.memory.published = Some(Arc::clone(&snapshot));
+                self.memory.version = self.publisher.publish(snapshot);
+            }
             Output::Desire(server, desired) => self.memory.desire(&server, desired),
             Output::Create(server) => self.create(server),
             Output::Terminate(server) => match &self.provider {

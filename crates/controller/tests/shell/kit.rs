@@ -111,7 +111,8 @@ impl World {
         let (table, seen) = watch::channel(Arc::new(Table::default()));
         let (says, said) = mpsc::channel(16);
         let (ready, is_ready) = watch::channel(false);
-        let links = Links { table, says: said, installed: Vec::new(), ready: is_ready };
+        let links =
+            Links { table, says: said, installed: Vec::new(), recalled: Arc::default(), ready: is_ready };
         let registry = Arc::new(Mutex::new(metrics::registry()));
         let tasks = Tasks::new();
         let shell = Shell { clock: Clock::start(), shutdown, tasks: tasks.clone(), registry };

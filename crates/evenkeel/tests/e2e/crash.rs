@@ -1,9 +1,11 @@
 //! What `kill -9` of the product leaves: durable orders, running servers, connections that it did not carry.
 
+use std::collections::BTreeMap;
+use std::fs;
 use std::time::Duration;
 
 use crate::kit::world::CONFIG;
-use crate::kit::{Crowd, World, pause, until};
+use crate::kit::{Crowd, EchoOptions, Evenkeel, World, pause, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drain_resumes_after_the_controller_was_killed() {
@@ -74,4 +76,121 @@ async fn a_cordon_outlives_the_controller() {
     let mut crowd = Crowd::at(evenkeel.gateway);
     crowd.join(20).await;
     assert_eq!(crowd.on("a"), 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_kill_clients_are_placed_evenly_from_the_first_one_that_gets_in() {
+    let mut world = World::new("kill-agents");
+    let ids = ["a", "b", "c", "d"];
+    let mut evenkeel = world.serve("[fleets.chat]\n").await;
+    world.join(&evenkeel, &ids).await;
+    let mut before = Crowd::at(evenkeel.gateway);
+    before.join(120).await;
+    wait_kept(&world, &ids).await;
+
+    evenkeel.process.kill();
+    // Agents redial more and more seldom: they will come back one after the other, up to five seconds later.
+    pause(Duration::from_secs(3)).await;
+    let after = stream_over_the_restart(&mut evenkeel, &world).await;
+    assert_even(&after, ids.len());
+    evenkeel.wait_active(&ids).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_kill_servers_without_agent_are_placed_on_evenly_from_the_first_client() {
+    let mut world = World::new("kill-to");
+    let mut servers = Vec::new();
+    for id in ["a", "b", "c"] {
+        servers.push(world.echo(id, &EchoOptions::default()).await);
+    }
+    let mut evenkeel = world.serve_to(&servers).await;
+    let mut before = Crowd::at(evenkeel.gateway);
+    before.join(60).await;
+    let urls: Vec<String> = servers.iter().map(|addr| format!("ws://{addr}")).collect();
+    wait_kept(&world, &urls.iter().map(String::as_str).collect::<Vec<_>>()).await;
+
+    evenkeel.process.kill();
+    let after = stream_over_the_restart(&mut evenkeel, &world).await;
+    assert_even(&after, servers.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_outlive_the_gateway_count_from_the_first_placement_on() {
+    let mut world = World::new("kill-foreign");
+    // Hardly anything moves, so that a keeps its connections.
+    let mut evenkeel = world.serve("[fleets.chat.move]\npace = 1\n").await;
+    world.join(&evenkeel, &["a", "b"]).await;
+    let mut direct = Crowd::at(world.addr("a"));
+    direct.join(80).await;
+    until("the gateway remembers them", Duration::from_secs(10), || async {
+        kept(&world).contains("\"connections\":80").then_some(())
+    })
+    .await;
+    evenkeel.restart(&world).await;
+    let mut after = Crowd::at(evenkeel.gateway);
+    // Slowly enough for the credit of b.
+    after.arrive(50, Duration::from_millis(10)).await;
+    assert!(direct.alive() > 60, "{} left on a", direct.alive());
+    assert_eq!((after.on("a"), after.on("b")), (0, 50), "a stays the fuller one");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_snapshot_is_logged_and_gone_on_without() {
+    let mut world = World::new("kill-damaged");
+    let mut evenkeel = world.serve("[fleets.chat]\n").await;
+    world.join(&evenkeel, &["a", "b"]).await;
+    wait_kept(&world, &["a", "b"]).await;
+    evenkeel.process.kill();
+    fs::write(world.folder().join(KEPT), "{\"format\":1,").expect("the state folder is there");
+    evenkeel.restart(&world).await;
+    evenkeel.wait_active(&["a", "b"]).await;
+    assert!(evenkeel.process.output().contains("snapshot_damaged"));
+    wait_kept(&world, &["a", "b"]).await;
+}
+
+/// Where the gateway keeps what it obeys.
+const KEPT: &str = "evenkeel.state/gateway.snapshot.json";
+
+fn kept(world: &World) -> String {
+    fs::read_to_string(world.folder().join(KEPT)).unwrap_or_default()
+}
+
+/// Waits until the gateway has written down that all of these are active.
+async fn wait_kept(world: &World, words: &[&str]) {
+    until(&format!("{words:?} are kept"), Duration::from_secs(10), || async {
+        let kept = kept(world);
+        let all = words.iter().all(|word| kept.contains(&format!("\"{word}\"")));
+        (all && kept.matches("\"active\"").count() == words.len()).then_some(())
+    })
+    .await;
+}
+
+/// A hundred clients a second, who come while nobody listens, while the process starts again and until every agent is
+/// back. Whoever is let in gets a server.
+async fn stream_over_the_restart(evenkeel: &mut Evenkeel, world: &World) -> Crowd {
+    let mut crowd = Crowd::at(evenkeel.gateway);
+    tokio::join!(crowd.arrive(700, Duration::from_millis(10)), evenkeel.restart(world));
+    let failed: Vec<String> =
+        crowd.refused().into_iter().filter(|why| !why.contains("Connection refused")).collect();
+    assert!(failed.is_empty(), "{} were let in and failed: {failed:#?}", failed.len());
+    assert!(
+        crowd.placed().len() > 400,
+        "the process took too long to start: {} placed",
+        crowd.placed().len()
+    );
+    crowd
+}
+
+/// No server gets more than its fair share and a fifth of it, of the first two hundred and of all.
+fn assert_even(crowd: &Crowd, servers: usize) {
+    let mut placed = crowd.placed();
+    placed.sort_by_key(|placed| placed.begun);
+    for count in [200, placed.len()] {
+        let mut by_server = BTreeMap::<&str, usize>::new();
+        for placed in &placed[..count] {
+            *by_server.entry(&placed.server).or_default() += 1;
+        }
+        let most = by_server.values().copied().max().unwrap_or_default();
+        assert!(most * servers * 5 <= count * 6, "of {count}: {by_server:?}");
+    }
 }

@@ -3,7 +3,7 @@
 //! Invariants: what is due is done before an input is taken; a record is stored before anything that depends on it
 //! is published; a publication precedes the orders to agents and the answer that rely on it.
 
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
@@ -75,6 +75,8 @@ pub(super) struct Hold {
     pub(super) scale: Instant,
     /// The longest a publication is held.
     pub(super) latest: Instant,
+    /// Servers known from before the restart that were not heard since; until they are, gateways hold the fuller table.
+    pub(super) awaited: BTreeSet<ServerId>,
 }
 
 /// Placements and failures over all gateways.
@@ -152,6 +154,7 @@ impl Controller {
                 latest: wait(suspect_after),
                 moves: wait(Desired::LEASE),
                 scale: wait(suspect_after),
+                awaited: BTreeSet::new(),
             },
             traffic: Traffic::new(tau, now),
             losses: Losses::default(),
@@ -281,6 +284,9 @@ impl Controller {
 
     /// Publishes if that is due and not held, then tells the agents.
     pub(super) fn flush(&mut self, now: Instant) {
+        if now >= self.hold.latest && !self.hold.awaited.is_empty() {
+            self.await_no_longer();
+        }
         if self.due.publish.is_some_and(|at| now >= at) && now >= self.hold.publish {
             self.publish(now);
         }
@@ -352,6 +358,7 @@ impl Controller {
             if member.want.fence.epoch == self.epoch {
                 self.forgotten = self.forgotten.max(member.want.fence);
             }
+            self.heard_again(server, now);
             self.put(Output::Forget(server.clone()));
             self.changed(Publish::Now, now);
         }

@@ -21,7 +21,7 @@ use crate::controller::{Intent, Output, Phase};
 use crate::drain::Shown;
 use crate::membership::Pulse;
 use crate::score;
-use crate::snapshot::{Executor, Health};
+use crate::snapshot::{Executor, Health, ServerView};
 
 /// One server.
 #[derive(Debug)]
@@ -64,6 +64,8 @@ pub(super) struct Member {
     /// When the provider was asked last to end it.
     pub(super) stop_asked: Option<Instant>,
     pub(super) trouble: Option<String>,
+    /// Known from before a restart and not heard since: the capacity that it was published with.
+    pub(super) recalled: Option<Connections>,
     pub(super) obeys: Obeys,
 }
 
@@ -206,8 +208,36 @@ impl Member {
             desired_at: now,
             stop_asked: None,
             trouble: None,
+            recalled: None,
             obeys: Obeys::default(),
         }
+    }
+
+    /// As a former controller published it: alive and well, presumed heard at that time.
+    pub(super) fn recall(&mut self, view: &ServerView, presumed: Instant, now: Instant) {
+        self.inc = view.inc;
+        self.url = Some(Arc::clone(&view.url));
+        self.executor = view.executor;
+        self.alive = true;
+        self.boots_since = None;
+        self.open_since = view.open_since.min(now);
+        self.pulse.noise(presumed);
+        self.admit.rate = view.admit.min(self.admit.rate);
+        self.recalled = Some(view.capacity);
+        self.report = view.reported.map(|reported| Newest {
+            report: Report {
+                inc: view.inc,
+                seq: reported.seq,
+                connections: reported.connections,
+                movable: Connections::ZERO,
+                raw: Measures::default(),
+                averaged: None,
+                totals: None,
+            },
+            at: reported.at,
+            // Its measures are not known, so there is nothing to learn from it.
+            sampled: true,
+        });
     }
 
     /// Another life of the same server: what was known of the last one is void, wishes about it stay.
@@ -224,6 +254,7 @@ impl Member {
         self.learner = Learner::new(&config.capacity);
         self.learned = None;
         self.agent = AgentSaid::default();
+        self.recalled = None;
     }
 
     pub(super) fn health(&self) -> Health {
@@ -302,6 +333,9 @@ impl Member {
 
     pub(super) fn capacity(&self, config: &FleetConfig) -> Connections {
         let claimed = self.claim(config).connections();
+        if let Some(recalled) = self.recalled {
+            return recalled;
+        }
         self.learned.map_or(claimed, |learned| learned.min(claimed))
     }
 
@@ -426,13 +460,11 @@ impl Member {
         if self.is_gone() {
             return Shown::Gone;
         }
-        if !self.alive {
-            // Known from the store or the configuration only: nobody counted there yet.
+        if !self.alive || self.recalled.is_some() {
+            // Known from the store, the configuration or a former controller only: nobody counted there yet.
             return Shown::Unknown;
         }
         match (self.executor, &self.report) {
-            // Not heard since a restart: it may have an agent, and connections that no gateway carries.
-            (Executor::Gateways, _) if !self.alive => Shown::Unknown,
             (Executor::Gateways, _) => Shown::Gateways,
             (Executor::Agent, None) => Shown::Unknown,
             (Executor::Agent, Some(newest)) => {

@@ -67,6 +67,7 @@ impl Controller {
         member.report = Some(Newest { report, at: now, sampled: false });
         member.agent.reports_since_order = member.agent.reports_since_order.saturating_add(1);
         member.pulse.beat(now);
+        self.heard_again(server, now);
         self.came_alive(server, now);
         self.judge(server, now);
         self.changed(Publish::Soon, now);
@@ -114,6 +115,7 @@ impl Controller {
             Ok(()) => {
                 member.pulse.beat(now);
                 self.due.health = self.due.health.min(now + self.config.health.suspect_after);
+                self.heard_again(&checked.server, now);
                 self.came_alive(&checked.server, now);
             }
             Err(why) => {
@@ -180,7 +182,10 @@ impl Controller {
         // Nobody answers there any more, by new evidence that is younger than its last word.
         let refused = counts.refused > 0 && counts.failed_in_a_row > 0;
         let failing = counts.failed > 0 && (refused || counts.failed_in_a_row >= dead_after);
-        if failing && member.pulse.heard() < Some(view.at) && member.alive {
+        // What is only presumed is no word of it.
+        let last_word = member.pulse.heard().filter(|heard| *heard <= now);
+        let died = failing && member.alive && last_word < Some(view.at);
+        if died {
             member.pulse.died();
         } else if counts.failed > 0 {
             member.admit.failed(now);
@@ -191,6 +196,9 @@ impl Controller {
             && (member.executor == Executor::Gateways || !counts.connections.is_zero())
         {
             self.came_alive(&counts.server, now);
+        }
+        if died {
+            self.heard_again(&counts.server, now);
         }
         self.judge(&counts.server, now);
     }
@@ -250,6 +258,7 @@ impl Controller {
         member.seen.clear();
         member.pulse.died();
         member.boot_failed = !was_up;
+        self.heard_again(server, now);
         self.lose(live, now);
         if !was_up {
             self.boot_failed(server, now);

@@ -23,8 +23,9 @@ const ASK_AGAIN: Duration = Duration::from_secs(10);
 impl Controller {
     /// One round of scale.
     pub(super) fn scale_round(&mut self, now: Instant) {
-        if now < self.hold.scale {
-            self.due.scale = self.due.scale.min(self.hold.scale);
+        let held = if self.hold.awaited.is_empty() { self.hold.scale } else { self.hold.latest };
+        if now < held {
+            self.due.scale = self.due.scale.min(held);
             return;
         }
         self.fail_late_boots(now);

@@ -22,6 +22,7 @@ use crate::snapshot::{Checked, Executor, GatewayView, Health, ServerCounts, Snap
 mod chaos;
 mod loops;
 mod orders;
+mod recall;
 mod reports;
 mod scaling;
 
@@ -352,6 +353,10 @@ impl World {
         let record = FleetRecord { servers: self.stored.values().cloned().collect(), fixed: self.fixed };
         let rng = Rng::new(self.epoch);
         self.controller = Controller::new(self.config.clone(), Epoch(self.epoch), &record, rng, self.now);
+    }
+
+    fn with_host(&mut self, name: &str, change: impl FnOnce(&mut Host)) {
+        change(self.hosts.get_mut(&id(name)).unwrap());
     }
 
     fn live(&self) -> Vec<(String, u32)> {

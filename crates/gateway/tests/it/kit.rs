@@ -110,7 +110,13 @@ impl Gate {
             seed: 7,
         };
         let mut registry = metrics::registry();
-        let links = Links { table: table_rx, says: says_tx, installed: installed_tx };
+        let links = Links {
+            table: table_rx,
+            says: says_tx,
+            installed: installed_tx,
+            recalled: Arc::default(),
+            memory: None,
+        };
         let running = start(config, links, Clock::start(), shutdown, &mut registry).unwrap();
         let addr = running.addrs()[0];
         let registry = Arc::new(Mutex::new(registry));

@@ -49,7 +49,7 @@ impl World {
             Deed::Arrive(count) => self.arrive(*count),
             Deed::Depart(count) => self.depart(*count),
             Deed::Restart => {
-                self.restart();
+                self.restart_recalling();
                 let running: Vec<ServerId> = self.hosts.keys().cloned().collect();
                 for server in running {
                     let url = Arc::from(format!("ws://{server}"));
