@@ -13,6 +13,7 @@ mod crash;
 mod drain;
 mod faults;
 mod operate;
+mod origins;
 mod place;
 mod reference;
 mod refuse;
