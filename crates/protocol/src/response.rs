@@ -135,7 +135,7 @@ struct Fields<'a> {
 impl<'a> Fields<'a> {
     fn sort(&mut self, name: &'a str, value: &'a [u8]) -> Result<(), ResponseError> {
         let known = Name::of(name);
-        let lower = known.as_ref().map_or("", Name::as_str);
+        let lower = known.as_str();
         let text = || core::str::from_utf8(value).map_err(|_| ResponseError::Syntax);
         match lower {
             "upgrade" => self.upgrade.extend(list(text()?)),
