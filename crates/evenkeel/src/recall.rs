@@ -64,6 +64,7 @@ mod tests {
             id: ServerId::new(id).unwrap(),
             inc: Incarnation(inc),
             url: url.into(),
+            public_url: None,
             capacity: Connections(10),
             reported: None,
             elsewhere: Connections::ZERO,

@@ -70,6 +70,7 @@ fn view(index: u32) -> ServerView {
         id: ServerId::new(&format!("chat-{index}")).expect("a valid id"),
         inc: Incarnation(1),
         url: Arc::from(format!("ws://chat-{index}:80")),
+        public_url: None,
         capacity: Connections(100_000),
         reported: None,
         elsewhere: Connections::ZERO,

@@ -29,6 +29,12 @@ impl Rate {
         let every = Duration::from_secs_f64((1.0 / per_s.get().max(1e-9)).min(EVERY_MAX));
         Self { every, ahead: burst.saturating_sub(every) }
     }
+
+    /// The rate of something that spends only `part` of `whole` each.
+    #[must_use]
+    pub fn part(&self, part: u32, whole: u32) -> Self {
+        Self { every: self.every * part / whole.max(1), ..*self }
+    }
 }
 
 /// What one gateway has spent on one server.

@@ -6,8 +6,10 @@
 //! Invariants: nothing is placed on a server that the last snapshot calls draining or dead; live + pending never
 //! passes a server's ceiling by this gateway's own doing; each placement ends as exactly one of connected, failed,
 //! expired. With the controller gone it goes on with the last snapshot and what it sees itself.
-//! Elsewhere: the choice itself (`pick`), targets (`allot`), waiting for credit (`admission`), sockets (the shell).
+//! Elsewhere: clients that connect by themselves ([`assign`]), the choice itself (`pick`), targets (`allot`), waiting
+//! for credit (`admission`), sockets (the shell).
 
+pub mod assign;
 mod recall;
 mod refused;
 mod slot;
@@ -17,8 +19,8 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use evenkeel_model::{
-    Average, Connections, Duration, FleetId, GatewayId, Instant, PerSecond, Ratio, Rng, ServerId, Share,
-    State,
+    Average, Connections, Duration, FleetId, GatewayId, Incarnation, Instant, PerSecond, Ratio, Rng,
+    ServerId, Share, State,
 };
 
 use crate::allot::{Allotments, Cause, Ceiling, Server, allot};
@@ -27,7 +29,8 @@ use crate::credit::{Rate, slow_start};
 use crate::ledger::Ledger;
 use crate::pick::{Picker, Seat, Seats, Weight, Wish};
 use crate::probation::Probation;
-use crate::snapshot::{GatewayView, Health, ServerView, Snapshot};
+use crate::snapshot::{Executor, GatewayView, Health, ServerView, Snapshot};
+use assign::Assignments;
 use refused::RefusedPrefixes;
 use slot::Slot;
 
@@ -41,6 +44,8 @@ const CREDIT_BY_SIZE: (f64, f64) = (0.1, 4.0);
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// After so long without a snapshot the controller counts as gone and its word on health as old.
 const CONTROLLER_GONE_AFTER: Duration = Duration::from_secs(3);
+/// Purpose of the random stream that names this life's assignments.
+const ASSIGNMENTS: u64 = 0x6173_7369_676e;
 
 /// A server's slot in one [`Gateway`], stable for as long as the gateway lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -70,8 +75,12 @@ pub struct Placement {
     pub key: ServerKey,
     /// The server.
     pub server: ServerId,
+    /// Its life, as far as known.
+    pub inc: Incarnation,
     /// Where to connect.
     pub url: Arc<str>,
+    /// Only a server with an agent checks assignments.
+    pub executor: Executor,
 }
 
 /// Why no server was picked.
@@ -150,6 +159,7 @@ pub struct Gateway {
     free: Vec<u32>,
     picker: Picker,
     ledger: Ledger,
+    assignments: Assignments,
     probation: Probation,
     weight: Weight,
     own_rate: Average,
@@ -167,6 +177,7 @@ impl Gateway {
     /// A gateway that knows no server yet.
     #[must_use]
     pub fn new(config: GatewayConfig, rng: Rng, now: Instant) -> Self {
+        let assignments = Assignments::new(rng.clone().fork(ASSIGNMENTS).next_u64());
         Self {
             config,
             rng,
@@ -182,6 +193,7 @@ impl Gateway {
             free: Vec::new(),
             picker: Picker::default(),
             ledger: Ledger::default(),
+            assignments,
             probation: Probation::default(),
             weight: Weight::ONE,
             own_rate: Average::new(Average::TAU),
@@ -222,9 +234,7 @@ impl Gateway {
     /// # Errors
     /// [`Refusal`] when none can take it now.
     pub fn place(&mut self, ask: &Ask<'_>, now: Instant) -> Result<Placement, Refusal> {
-        if now >= self.refresh_at {
-            self.handle_timeout(now);
-        }
+        self.refresh_if_due(now);
         let picked = if self.listed.is_empty() { Err(Refusal::NoServer) } else { self.choose(ask, now) };
         match picked {
             Ok(index) => Ok(self.note_placement(index, ask, now)),
@@ -253,38 +263,38 @@ impl Gateway {
     /// The server answered 101: the placement becomes a connection.
     pub fn connected(&mut self, placement: PlacementId, now: Instant) {
         let Some(settled) = self.ledger.settle(placement.0) else { return };
-        let slot = &mut self.slots[settled.slot as usize];
-        let seat = &mut self.seats[settled.slot as usize];
+        let slot = &mut self.slots[settled.of as usize];
+        let seat = &mut self.seats[settled.of as usize];
         seat.pending -= u32::from(settled.was_pending);
         seat.live = seat.live.saturating_add(1);
         slot.own += 1;
-        slot.peak = slot.peak.max(slot.own + seat.pending);
+        slot.peak = slot.peak.max(slot.ours(seat.pending));
         slot.failed_in_a_row = 0;
         slot.dead_here = None;
         slot.heard = Some(now);
-        self.note_change(settled.slot, now);
-        self.probation.connected(settled.slot, now);
+        self.note_change(settled.of, now);
+        self.probation.connected(settled.of, now);
     }
 
     /// The placement came to nothing.
     pub fn failed(&mut self, placement: PlacementId, failure: Failure, now: Instant) {
         let Some(settled) = self.ledger.settle(placement.0) else { return };
         self.ticks += 1;
-        let seat = &mut self.seats[settled.slot as usize];
+        let seat = &mut self.seats[settled.of as usize];
         seat.pending -= u32::from(settled.was_pending);
         seat.changed = self.ticks;
         let dead_after = self.snapshot.as_ref().map_or(u32::MAX, |snapshot| snapshot.health.dead_after);
-        let slot = &mut self.slots[settled.slot as usize];
+        let slot = &mut self.slots[settled.of as usize];
         slot.note_failure(failure, dead_after, now);
         if failure == Failure::Refused {
             // The process died: that its last connections were short says nothing about the next one.
-            self.probation.reset(settled.slot);
+            self.probation.reset(settled.of);
         }
         // A closed door is closed at once, not at the next refresh.
         if slot.dead_here.is_some() || now < slot.elsewhere_until {
             seat.permits = false;
         }
-        self.note_change(settled.slot, now);
+        self.note_change(settled.of, now);
     }
 
     /// A connection ended after `lasted`.
@@ -374,7 +384,7 @@ impl Gateway {
         let seat = &mut self.seats[key.0 as usize];
         slot.own = slot.own.saturating_add(connections.get());
         seat.live = seat.live.saturating_add(connections.get());
-        slot.peak = slot.peak.max(slot.own + seat.pending);
+        slot.peak = slot.peak.max(slot.ours(seat.pending));
         // Targets follow at the next refresh.
         self.refresh_at = Instant::ZERO;
     }
@@ -425,6 +435,12 @@ impl Gateway {
         index
     }
 
+    fn refresh_if_due(&mut self, now: Instant) {
+        if now >= self.refresh_at {
+            self.handle_timeout(now);
+        }
+    }
+
     fn choose(&mut self, ask: &Ask<'_>, now: Instant) -> Result<u32, Refusal> {
         if ask.source.is_none()
             && let Some(trial) = self.probation.trial(now).filter(|slot| self.may_try(*slot, ask, now))
@@ -468,12 +484,8 @@ impl Gateway {
     }
 
     fn note_placement(&mut self, index: u32, ask: &Ask<'_>, now: Instant) -> Placement {
-        self.ticks += 1;
-        self.placed_since_refresh += 1;
         let slot = &mut self.slots[index as usize];
         let seat = &mut self.seats[index as usize];
-        seat.pending += 1;
-        (seat.used, seat.changed) = (self.ticks, self.ticks);
         if ask.source.is_some() {
             slot.credit.spend_on_move(&slot.rate, now);
         } else {
@@ -481,15 +493,28 @@ impl Gateway {
         }
         seat.arrival_at = slot.credit.arrival_at(&slot.rate);
         seat.move_at = slot.credit.move_at(&slot.rate);
+        self.open_placement(index, now)
+    }
+
+    /// Counts one more on its way to a server.
+    fn open_placement(&mut self, index: u32, now: Instant) -> Placement {
+        self.ticks += 1;
+        self.placed_since_refresh += 1;
+        let slot = &mut self.slots[index as usize];
+        let seat = &mut self.seats[index as usize];
+        seat.pending += 1;
+        (seat.used, seat.changed) = (self.ticks, self.ticks);
         slot.placed += 1;
-        slot.peak = slot.peak.max(slot.own + seat.pending);
+        slot.peak = slot.peak.max(slot.ours(seat.pending));
         self.note_change(index, now);
         let slot = &self.slots[index as usize];
         Placement {
             id: PlacementId(self.ledger.open(index, now)),
             key: ServerKey(index),
             server: slot.view.id.clone(),
+            inc: slot.view.inc,
             url: Arc::clone(&slot.view.url),
+            executor: slot.view.executor,
         }
     }
 
@@ -504,6 +529,7 @@ impl Gateway {
         while let Some(slot) = self.ledger.expire(snapshot.place.pending_ttl, now) {
             self.seats[slot as usize].pending -= 1;
         }
+        self.expire_assigned(snapshot.place.pending_ttl, now);
         self.probation.judge(&self.listed, now);
         let stale = now.since(self.installed_at) > CONTROLLER_GONE_AFTER;
         let mut demand = Connections::ZERO;
@@ -526,6 +552,7 @@ impl Gateway {
 
     /// All wishes about one server, the controller's and our own.
     fn refresh_slot(&mut self, index: usize, snapshot: &Snapshot, stale: bool, now: Instant) {
+        self.recount_assigned(index);
         let slot = &mut self.slots[index];
         let (seat, server) = (&mut self.seats[index], &mut self.servers[index]);
         if !slot.kept(seat.pending) && self.by_id.get(&slot.view.id) == Some(&(index as u32)) {
@@ -547,7 +574,7 @@ impl Gateway {
         if on_probation {
             server.ceilings.push(Ceiling { at_most: Connections::ZERO, cause: Cause::Probation });
         }
-        seat.live = slot.own.saturating_add(slot.foreign);
+        seat.live = slot.own.saturating_add(slot.not_ours());
         seat.permits = server.ceilings.iter().all(|ceiling| ceiling.cause.permits());
         let suspect = slot.view.health == Health::Suspect;
         seat.trusted_until = heard_until.filter(|_| suspect).unwrap_or(Instant(u64::MAX));

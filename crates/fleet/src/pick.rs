@@ -173,6 +173,8 @@ impl Picker {
         };
         if matches!(self.rule, Rule::Sampled | Rule::Random) {
             self.draws.refill(seats.each);
+        } else {
+            self.draws.clear();
         }
         let exact = matches!(self.rule, Rule::LeastUtilised | Rule::Leastconn);
         if exact && seats.each.len() > EXACT_UP_TO {
@@ -206,6 +208,18 @@ impl Picker {
             Rule::Sampled => self.lowest_of_three(seats, wish, rng),
             Rule::RoundRobin => self.next_in_turn(seats, wish),
             Rule::Random => self.at_random(seats, wish, rng),
+        }
+    }
+
+    /// Chooses a seat at random in proportion to targets, whatever the rule: for connections that do not count, which
+    /// would otherwise all find the same seat the emptiest. One that moves still only goes where it helps.
+    ///
+    /// # Errors
+    /// [`Refusal`] when none can take the connection now.
+    pub fn spread(&self, seats: &Seats<'_>, wish: &Wish<'_>, rng: &mut Rng) -> Result<u32, Refusal> {
+        match wish.source {
+            Some(source) => self.pick_for_move(seats, wish, source),
+            None => self.at_random(seats, wish, rng),
         }
     }
 
@@ -357,6 +371,10 @@ struct Column {
 }
 
 impl Draws {
+    fn clear(&mut self) {
+        self.columns.clear();
+    }
+
     fn refill(&mut self, seats: &[Seat]) {
         self.columns.clear();
         self.parts.clear();

@@ -64,6 +64,8 @@ pub struct ServerView {
     pub inc: Incarnation,
     /// Where to connect: `ws://host:port[/prefix]`, validated.
     pub url: Arc<str>,
+    /// Where clients connect directly: `ws://` or `wss://`, validated; `None`: only through a gateway.
+    pub public_url: Option<Arc<str>>,
     /// Connections it would hold at score 1.
     pub capacity: Connections,
     /// Its last report; `None`: gateways count.
@@ -192,6 +194,26 @@ pub struct Checked {
     pub server: ServerId,
     /// `Err` with what was seen.
     pub outcome: Result<(), alloc::string::String>,
+}
+
+/// What became of an assignment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Its client came.
+    Connected,
+    /// Its client did not come in time.
+    Expired,
+}
+
+/// What an agent says of assignments of its server; the controller passes it on to every gateway.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settlements {
+    /// The server's fleet.
+    pub fleet: FleetId,
+    /// The agent's server: it speaks for no other.
+    pub server: ServerId,
+    /// The assignments by `rid`, and what became of each.
+    pub outcomes: Vec<(alloc::string::String, Outcome)>,
 }
 
 /// Everything a gateway says to a controller.

@@ -157,6 +157,7 @@ fn view(id: &ServerId, capacity: Connections) -> ServerView {
         id: id.clone(),
         inc: Incarnation(1),
         url: Arc::from("ws://replay:80"),
+        public_url: None,
         capacity,
         reported: None,
         elsewhere: Connections::ZERO,

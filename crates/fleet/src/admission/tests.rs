@@ -18,6 +18,7 @@ fn server(name: &str, per_s: f64, state: State) -> ServerView {
         id: ServerId::new(name).unwrap(),
         inc: Incarnation(1),
         url: alloc::sync::Arc::from("ws://127.0.0.1:1"),
+        public_url: None,
         capacity: Connections(100_000),
         reported: None,
         elsewhere: Connections::ZERO,

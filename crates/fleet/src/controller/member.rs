@@ -30,6 +30,9 @@ pub(super) struct Member {
     pub(super) inc: Incarnation,
     /// `None` until the provider or its agent said it.
     pub(super) url: Option<Arc<str>>,
+    /// Where clients connect directly: what its agent says, and what is configured for when it says nothing.
+    pub(super) public_url: Option<Arc<str>>,
+    pub(super) listed_public_url: Option<Arc<str>>,
     pub(super) declared: Option<Connections>,
     pub(super) executor: Executor,
     /// Whether the configuration lists it.
@@ -183,6 +186,8 @@ impl Member {
             id,
             inc: Incarnation::default(),
             url: None,
+            public_url: None,
+            listed_public_url: None,
             declared: None,
             executor: Executor::Gateways,
             listed: false,
@@ -217,6 +222,7 @@ impl Member {
     pub(super) fn recall(&mut self, view: &ServerView, presumed: Instant, now: Instant) {
         self.inc = view.inc;
         self.url = Some(Arc::clone(&view.url));
+        self.public_url.clone_from(&view.public_url);
         self.executor = view.executor;
         self.alive = true;
         self.boots_since = None;

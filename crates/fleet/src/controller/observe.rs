@@ -18,7 +18,7 @@ use crate::snapshot::{Checked, Executor, GatewayView, Health, ServerCounts};
 
 impl Controller {
     pub(super) fn on_registered(&mut self, registration: Registration, now: Instant) {
-        let Registration { id, inc, url, capacity, executor, applied, .. } = registration;
+        let Registration { id, inc, url, public_url, capacity, executor, applied, .. } = registration;
         let is_new = !self.members.contains_key(&id);
         let member = self.known(&id, now);
         if inc < member.inc && inc != Incarnation::default() {
@@ -37,6 +37,11 @@ impl Controller {
         if !configured || member.inc == Incarnation::default() {
             member.url = Some(url);
             member.executor = executor;
+        }
+        if configured {
+            member.listed_public_url = public_url;
+        } else {
+            member.public_url = public_url;
         }
         member.declared = capacity.or(member.declared);
         if let Some(applied) = applied {

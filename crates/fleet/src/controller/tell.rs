@@ -36,6 +36,7 @@ impl Controller {
             id: member.id.clone(),
             inc: member.inc,
             url: member.url.clone()?,
+            public_url: member.public_url.clone().or_else(|| member.listed_public_url.clone()),
             capacity: member.capacity(&self.config),
             reported: reported.map(|newest| Reported {
                 connections: newest.report.connections,

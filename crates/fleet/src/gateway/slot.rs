@@ -1,5 +1,6 @@
 //! What a gateway knows of one server: the controller's view, its own counts and its own evidence.
 
+use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 use evenkeel_model::{Connections, Duration, Incarnation, Instant, ServerId, State};
@@ -21,6 +22,11 @@ pub(super) struct Slot {
     pub(super) listed: bool,
     pub(super) own: u32,
     pub(super) foreign: u32,
+    /// When connections came that are neither ours nor in the last report: agents told of them.
+    arrived: VecDeque<Instant>,
+    /// Assignments on their way that count, and what they count as in the seat's pending.
+    pub(super) assigned: u32,
+    pub(super) assigned_share: u32,
     /// Highest own + pending since the last report.
     pub(super) peak: u32,
     pub(super) report: Option<(Incarnation, u64)>,
@@ -54,6 +60,9 @@ impl Slot {
             listed: false,
             own: 0,
             foreign: 0,
+            arrived: VecDeque::new(),
+            assigned: 0,
+            assigned_share: 0,
             peak: 0,
             report: None,
             credit: Credit::default(),
@@ -75,20 +84,44 @@ impl Slot {
         self.listed || self.own > 0 || pending > 0
     }
 
+    /// Connections that are not ours.
+    pub(super) fn not_ours(&self) -> u32 {
+        self.foreign.saturating_add(u32::try_from(self.arrived.len()).unwrap_or(u32::MAX))
+    }
+
+    /// Our own connections and handshakes, which are in a report at some moment before or after it; clients that
+    /// connect by themselves are told of one by one.
+    pub(super) fn ours(&self, pending: u32) -> u32 {
+        self.own + pending - self.assigned_share
+    }
+
+    /// A client came by itself.
+    pub(super) fn arrive(&mut self, now: Instant) {
+        /// Beyond it reports must have stopped, and when each came matters no more.
+        const ARRIVED_MAX: usize = 4_096;
+        if self.arrived.len() >= ARRIVED_MAX {
+            self.arrived.pop_front();
+            self.foreign = self.foreign.saturating_add(1);
+        }
+        self.arrived.push_back(now);
+    }
+
     /// Takes the controller's view of the server.
     pub(super) fn read(&mut self, view: &ServerView, pending: u32, snapshot_at: Instant) {
         self.listed = true;
         if view.inc > self.view.inc {
             (self.failed_in_a_row, self.heard, self.dead_here) = (0, None, None);
+            self.arrived.clear();
         }
         let said = view.reported.map(|reported| (view.inc, reported.seq));
         let newer = said > self.report;
         match (view.executor, view.reported) {
             (Executor::Gateways, _) => self.foreign = view.elsewhere.get(),
             (Executor::Agent, Some(reported)) if newer => {
-                let ours = self.peak.max(self.own + pending);
+                let ours = self.peak.max(self.ours(pending));
                 self.foreign = reported.connections.get().saturating_sub(ours);
-                self.peak = self.own + pending;
+                self.peak = self.ours(pending);
+                self.arrived.retain(|at| *at > reported.at);
             }
             (Executor::Agent, Some(_)) => {}
             (Executor::Agent, None) => self.foreign = 0,

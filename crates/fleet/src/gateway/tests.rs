@@ -7,15 +7,16 @@ use super::*;
 use crate::config::{HealthConfig, PickRule};
 use crate::snapshot::{Executor, Reported};
 
-fn at(ms: u64) -> Instant {
+pub(super) fn at(ms: u64) -> Instant {
     Instant::from_millis(1_000_000 + ms)
 }
 
-fn server(name: &str, capacity: u32) -> ServerView {
+pub(super) fn server(name: &str, capacity: u32) -> ServerView {
     ServerView {
         id: ServerId::new(name).unwrap(),
         inc: Incarnation(1),
         url: Arc::from(alloc::format!("ws://{name}")),
+        public_url: None,
         capacity: Connections(capacity),
         reported: None,
         elsewhere: Connections::ZERO,
@@ -45,13 +46,13 @@ fn snapshot_of(servers: Vec<ServerView>, gateways: u32, now: Instant) -> Snapsho
     }
 }
 
-struct Front {
-    gateway: Gateway,
+pub(super) struct Front {
+    pub(super) gateway: Gateway,
     now: u64,
 }
 
 impl Front {
-    fn new(servers: Vec<ServerView>) -> Self {
+    pub(super) fn new(servers: Vec<ServerView>) -> Self {
         Self::with(snapshot_of(servers, 1, at(0)))
     }
 
@@ -62,11 +63,11 @@ impl Front {
         Self { gateway, now: 0 }
     }
 
-    fn now(&self) -> Instant {
+    pub(super) fn now(&self) -> Instant {
         at(self.now)
     }
 
-    fn pass(&mut self, ms: u64) {
+    pub(super) fn pass(&mut self, ms: u64) {
         let end = self.now + ms;
         while let Some(due) = self.gateway.poll_timeout().filter(|due| *due <= at(end)) {
             self.gateway.handle_timeout(due);
@@ -74,12 +75,12 @@ impl Front {
         self.now = end;
     }
 
-    fn install(&mut self, servers: Vec<ServerView>) {
+    pub(super) fn install(&mut self, servers: Vec<ServerView>) {
         let now = self.now();
         self.gateway.install(&snapshot(servers, now), now);
     }
 
-    fn place(&mut self) -> Result<Placement, Refusal> {
+    pub(super) fn place(&mut self) -> Result<Placement, Refusal> {
         self.gateway.place(&Ask::default(), at(self.now))
     }
 
@@ -108,7 +109,7 @@ impl Front {
         }
     }
 
-    fn counts(&self) -> Vec<(u32, u32)> {
+    pub(super) fn counts(&self) -> Vec<(u32, u32)> {
         let (servers, _) = self.gateway.allotments();
         servers.iter().map(|server| (server.live.get(), server.pending.get())).collect()
     }
@@ -118,12 +119,12 @@ impl Front {
     }
 }
 
-fn with(mut view: ServerView, change: impl FnOnce(&mut ServerView)) -> ServerView {
+pub(super) fn with(mut view: ServerView, change: impl FnOnce(&mut ServerView)) -> ServerView {
     change(&mut view);
     view
 }
 
-fn reported(view: ServerView, connections: u32, seq: u64, now: Instant) -> ServerView {
+pub(super) fn reported(view: ServerView, connections: u32, seq: u64, now: Instant) -> ServerView {
     with(view, |view| view.reported = Some(Reported { connections: Connections(connections), seq, at: now }))
 }
 

@@ -18,6 +18,7 @@ fn server(name: &str) -> ServerView {
         id: ServerId::new(name).unwrap(),
         inc: Incarnation(1_700_000_000_000),
         url: "ws://127.0.0.1:9001/base".into(),
+        public_url: Some("wss://a.ws.example.com".into()),
         capacity: Connections(120),
         reported: Some(Reported { connections: Connections(7), seq: 41, at: Instant(9_000) }),
         elsewhere: Connections(3),

@@ -78,6 +78,7 @@ pub(crate) fn server(id: &str, addr: SocketAddr) -> ServerView {
         id: ServerId::new(id).unwrap(),
         inc: Incarnation(1),
         url: format!("ws://{addr}").into(),
+        public_url: None,
         capacity: Connections(1_000),
         reported: None,
         elsewhere: Connections::ZERO,

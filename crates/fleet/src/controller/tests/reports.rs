@@ -304,3 +304,31 @@ fn silence_is_published_at_the_instant_it_is_a_second_and_a_half() {
     });
     assert!(published, "gateways hear of it in the same instant");
 }
+
+#[test]
+fn clients_are_told_the_public_url_that_the_agent_says_else_the_configured_one() {
+    let mut world = one();
+    let register = |world: &mut World, inc: u64, url: Option<&str>| {
+        world.handle(Input::Registered(Registration {
+            id: id("a"),
+            inc: Incarnation(inc),
+            url: Arc::from("ws://a"),
+            public_url: url.map(Arc::from),
+            capacity: None,
+            labels: Vec::new(),
+            zone: None,
+            executor: if inc == 0 { Executor::Gateways } else { Executor::Agent },
+            applied: None,
+        }));
+        world.run(1);
+        let table = world.table.clone().unwrap();
+        (table.servers[0].inc.get(), table.servers[0].public_url.as_deref().map(String::from))
+    };
+    let url = |text: &str| Some(String::from(text));
+    assert_eq!(register(&mut world, 0, None), (5, None));
+    assert_eq!(register(&mut world, 5, Some("wss://a.example")), (5, url("wss://a.example")));
+    assert_eq!(register(&mut world, 0, Some("wss://listed")), (5, url("wss://a.example")));
+    assert_eq!(register(&mut world, 5, Some("wss://b.example")), (5, url("wss://b.example")));
+    assert_eq!(register(&mut world, 5, None), (5, url("wss://listed")));
+    assert_eq!(register(&mut world, 0, None), (5, None));
+}
