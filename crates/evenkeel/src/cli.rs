@@ -355,7 +355,7 @@ scalars! {
     admin_token_file "admin" "token_file" "admin-token-file" "EVENKEEL_ADMIN_TOKEN_FILE" "FILE" "Admin token, generated if absent [default: admin.token]";
     gateway_id "gateway" "id" "gateway-id" "EVENKEEL_GATEWAY_ID" "ID" "Name of this gateway [default: gateway]";
     gateway_listen "gateway" "listen" "gateway-listen" "EVENKEEL_GATEWAY_LISTEN" "ADDR,…" "Public listeners [default: 127.0.0.1:8080]";
-    gateway_engine "gateway" "engine" "gateway-engine" "EVENKEEL_GATEWAY_ENGINE" "NAME" "Tunnel engine: auto, portable";
+    gateway_engine "gateway" "engine" "gateway-engine" "EVENKEEL_GATEWAY_ENGINE" "NAME" "Tunnel engine: auto, portable, io_uring [default: auto]";
     gateway_threads "gateway" "threads" "gateway-threads" "EVENKEEL_GATEWAY_THREADS" "N" "Threads of the gateway: 1";
     gateway_connections_max "gateway" "connections_max" "gateway-connections-max" "EVENKEEL_GATEWAY_CONNECTIONS_MAX" "N" "Most client connections at a time [default: by the open-file limit]";
     gateway_client_head_timeout "gateway" "client_head_timeout" "gateway-client-head-timeout" "EVENKEEL_GATEWAY_CLIENT_HEAD_TIMEOUT" "TIME" "From accept to a whole request [default: 10s]";

@@ -230,6 +230,7 @@ fn gateway_config(settings: &Settings, connections_max: usize, clock: Clock) -> 
         listen: gateway.listen.clone(),
         routes: settings.routes.iter().map(route).collect(),
         fleets: settings.fleets.iter().map(|(id, it)| (id.clone(), fleet(it))).collect::<BTreeMap<_, _>>(),
+        engine: gateway.engine,
         limits,
         // Chance only spreads load and must differ from gateway to gateway.
         seed: clock.now().0,

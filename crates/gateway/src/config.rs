@@ -9,7 +9,7 @@ use evenkeel_protocol::handshake::Deadlines;
 use evenkeel_protocol::origin::Origins;
 
 pub use crate::check::{CheckConfig, CheckKind};
-pub use crate::engine::TunnelLimits;
+pub use crate::engine::{EngineKind, TunnelLimits};
 
 /// A gateway: where it listens, what goes to which fleet, what it puts up with.
 #[derive(Debug, Clone)]
@@ -22,6 +22,8 @@ pub struct GatewayConfig {
     pub routes: Vec<Route>,
     /// The fleets it places for.
     pub fleets: BTreeMap<FleetId, FleetSettings>,
+    /// What carries the bytes of tunnels.
+    pub engine: EngineKind,
     /// Bounds.
     pub limits: Limits,
     /// Seed of all chance in this gateway.
@@ -228,6 +230,7 @@ mod tests {
             listen: Vec::new(),
             routes: routes.iter().map(route).collect(),
             fleets: fleets.map(|fleet| (id(fleet), FleetSettings::default())).collect(),
+            engine: EngineKind::Auto,
             limits: Limits::for_open_files(1_024),
             seed: 1,
         }

@@ -5,7 +5,7 @@
 //! works on a thread of its own and talks through one [`Post`]. Invariants: every adopted tunnel ends in exactly
 //! one [`Event::Closed`]; a close is an order, carried out at the next boundary between two messages; at most one
 //! order to adopt, one to close and one event per connection wait, so the connections' bound is the queues' bound.
-//! Elsewhere: the engine there is ([`crate::portable`]), who to close ([`crate::execute`]), the handshake
+//! Elsewhere: the engines there are ([`crate::uring`], [`crate::portable`]), who to close ([`crate::execute`]), the handshake
 //! ([`crate::connection`]).
 
 use std::cell::{Cell, RefCell};
@@ -54,6 +54,18 @@ impl Default for TunnelLimits {
     }
 }
 
+/// What carries the bytes of tunnels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum EngineKind {
+    /// io_uring where the kernel gives what it needs, else the portable engine.
+    #[default]
+    Auto,
+    /// One epoll set: every Linux.
+    Portable,
+    /// io_uring, or the gateway does not start.
+    IoUring,
+}
+
 /// A tunnel's number in this gateway.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct ConnId(pub(crate) u64);
@@ -97,6 +109,13 @@ pub(crate) enum Order {
         reason: CloseReason,
     },
     /// End all tunnels now, then the thread.
+    Stop,
+}
+
+/// Whether an engine's thread goes on.
+#[derive(PartialEq, Eq)]
+pub(crate) enum Going {
+    On,
     Stop,
 }
 

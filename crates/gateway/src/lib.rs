@@ -6,10 +6,11 @@
 //!
 //! | step | module |
 //! |---|---|
-//! | accept, or refuse early | `accept` |
+//! | accept, or refuse early; when full, idle clients go first | `accept`, `reading` |
 //! | one client's handshake, with retries | `connection`, `connect` |
 //! | which server (waiting for credit), how it went | `fleet` |
-//! | carry the bytes, close between two messages | `engine` (interface), `portable`, `tunnel` |
+//! | carry the bytes | `engine` (interface), `uring`, `portable` (with `seats`, `socket`) |
+//! | what passes, close between two messages | `tunnel` |
 //! | close for servers without agent | `execute` |
 //! | check servers without agent | `check` |
 //! | tables in, views out, what is due | `pulse` |
@@ -30,8 +31,12 @@ mod memory;
 mod metrics;
 mod portable;
 mod pulse;
+mod reading;
+mod seats;
 mod shell;
+mod socket;
 mod tunnel;
+mod uring;
 
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -41,9 +46,12 @@ use evenkeel_runtime::metrics::Registry;
 use evenkeel_runtime::{Clock, ListenError, Shutdown, Tasks, listen};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
-use tracing::error;
+use tracing::{error, info};
 
-pub use config::{CheckConfig, CheckKind, FleetSettings, GatewayConfig, Limits, Links, Route, TunnelLimits};
+pub use config::{
+    CheckConfig, CheckKind, EngineKind, FleetSettings, GatewayConfig, Limits, Links, Route, TunnelLimits,
+};
+
 pub use memory::{RecallError, recall};
 
 use crate::fleet::Fleet;
@@ -56,6 +64,11 @@ pub enum StartError {
     /// A listener.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// The engine that was asked for.
+    #[error(
+        "gateway.engine = \"io_uring\" does not run on this kernel; \"auto\" takes the portable engine instead"
+    )]
+    Engine(#[source] evenkeel_ring::Unavailable),
     /// A thread or its runtime.
     #[error("could not start the gateway's thread")]
     Thread(#[source] std::io::Error),
@@ -67,6 +80,7 @@ impl StartError {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Listen(error) => error.reason(),
+            Self::Engine(error) => error.reason(),
             Self::Thread(_) => "thread",
         }
     }
@@ -76,6 +90,7 @@ impl StartError {
 #[derive(Debug)]
 pub struct Running {
     addrs: Vec<SocketAddr>,
+    engine: &'static str,
     thread: std::thread::JoinHandle<()>,
 }
 
@@ -84,6 +99,12 @@ impl Running {
     #[must_use]
     pub fn addrs(&self) -> &[SocketAddr] {
         &self.addrs
+    }
+
+    /// The engine that carries its tunnels: `portable` or `io_uring`.
+    #[must_use]
+    pub fn engine(&self) -> &'static str {
+        self.engine
     }
 
     /// Whether its thread has ended.
@@ -128,14 +149,14 @@ pub fn start(
         .spawn(move || run(config, listeners, links, (clock, shutdown, metrics), &ready))
         .map_err(StartError::Thread)?;
     // An error is a thread that ended before it said anything.
-    started
-        .recv()
-        .unwrap_or_else(|_| Err(std::io::Error::other("the thread ended")))
-        .map_err(StartError::Thread)?;
-    Ok(Running { addrs, thread })
+    let ended = || Err(StartError::Thread(std::io::Error::other("the thread ended")));
+    let engine = started.recv().unwrap_or_else(|_| ended())?;
+    info!(engine, "gateway started");
+    Ok(Running { addrs, engine, thread })
 }
 
-type Ready = std::sync::mpsc::SyncSender<std::io::Result<()>>;
+/// What the gateway's thread says once: the name of its engine, or why it does not run.
+type Ready = std::sync::mpsc::SyncSender<Result<&'static str, StartError>>;
 
 /// The gateway's thread.
 fn run(
@@ -148,12 +169,12 @@ fn run(
     let options = tokio::runtime::LocalOptions::default();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build_local(options) {
         Ok(runtime) => runtime,
-        Err(error) => return drop(ready.send(Err(error))),
+        Err(error) => return drop(ready.send(Err(StartError::Thread(error)))),
     };
     runtime.block_on(async {
         let (shell, wake) = match shell(config, base) {
             Ok(made) => made,
-            Err(error) => return drop(ready.send(Err(error))),
+            Err(error) => return drop(ready.send(Err(StartError::Thread(error)))),
         };
         // Before the first client: it is placed as if nothing had happened.
         for fleet in &shell.fleets {
@@ -167,17 +188,36 @@ fn run(
         for listener in listeners {
             let listener = match TcpListener::from_std(listener) {
                 Ok(listener) => listener,
-                Err(error) => return drop(ready.send(Err(error))),
+                Err(error) => return drop(ready.send(Err(StartError::Thread(error)))),
             };
             shell.tasks.spawn_local("accept", accept::accept(Rc::clone(&shell), listener));
         }
-        let tunnels = match portable::start(shell.engine.post(), shell.clock, shell.config.limits.tunnel) {
-            Ok(tunnels) => tunnels,
+        let (tunnels, engine) = match start_engine(&shell) {
+            Ok(started) => started,
             Err(error) => return drop(ready.send(Err(error))),
         };
-        let _ = ready.send(Ok(()));
+        let _ = ready.send(Ok(engine));
         pulse_until_the_end(shell, links, wake, tunnels).await;
     });
+}
+
+/// Starts the engine that the configuration asks for; says its name too.
+fn start_engine(shell: &Shell) -> Result<(std::thread::JoinHandle<()>, &'static str), StartError> {
+    let limits = shell.config.limits.tunnel;
+    if shell.config.engine != EngineKind::Portable {
+        match uring::start(shell.engine.post(), shell.clock, limits) {
+            Ok(thread) => return Ok((thread, "io_uring")),
+            Err(uring::NotStarted::Thread(error)) => return Err(StartError::Thread(error)),
+            Err(uring::NotStarted::Unavailable(error)) if shell.config.engine == EngineKind::IoUring => {
+                return Err(StartError::Engine(error));
+            }
+            Err(uring::NotStarted::Unavailable(error)) => {
+                info!(reason = error.reason(), error = %error, "no io_uring here, so the portable engine");
+            }
+        }
+    }
+    let thread = portable::start(shell.engine.post(), shell.clock, limits).map_err(StartError::Thread)?;
+    Ok((thread, "portable"))
 }
 
 /// Drives the gateway; ends with it, or when its engine does.

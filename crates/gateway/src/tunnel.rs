@@ -1,16 +1,15 @@
-//! One tunnel: bytes pass as they are, frame headers are followed, and a Close can be put between two messages.
+//! One tunnel's rules, without its sockets: which bytes pass, when a Close may be put between two messages, when an
+//! end is told that nothing more comes, and how the tunnel ends.
 //!
-//! In: which socket is ready, orders, the present. Out: bytes, and the tunnel's end. Invariants: no buffer of its
-//! own while nothing waits; at most [`READ_MAX`] bytes wait per direction, and while they do the other end is not
-//! read; a Close of ours never cuts a message unless its time is up; behind it the server's bytes are dropped, and
-//! the client's pass until its own Close went through.
+//! In: bytes as they came, how sources and sinks do, orders, the present. Out: how many of the bytes pass, and
+//! [`Action`]s. Invariants: a Close of ours never cuts a message unless its time is up; behind it the server's bytes
+//! are dropped, and the client's pass until its own Close went through; an end is passed on only when everything
+//! before it went out; the last action is [`Action::End`], and none follows it.
 //!
 //! When a server vanishes without a Close, the client gets one (1012 `ek:server_gone`) if the stream stands between
 //! two messages, so that it comes back at once; in the middle of a message only the TCP connection ends.
 //!
-//! Elsewhere: [`crate::portable`] owns tunnels, waits for their sockets and keeps their time.
-//!
-//! [`READ_MAX`]: crate::engine::READ_MAX
+//! Elsewhere: [`crate::portable`] and [`crate::uring`] own sockets, what waits for a slow one, and the time.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,21 +17,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use evenkeel_model::Instant;
 use evenkeel_protocol::close::{CloseCode, CloseReason};
 use evenkeel_protocol::frame::{FrameTracker, Sender, close_frame};
-use evenkeel_runtime::Clock;
-use rustix::event::epoll::EventFlags;
-use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 
-use crate::engine::{Carry, ConnId, End, Note, READS_PER_TURN, TunnelLimits};
+use crate::engine::{ConnId, End, Note, TunnelLimits};
 
 /// What RFC 6455 §7.1.5 calls a connection that ended without a Close.
 const ABNORMAL: u16 = 1006;
 
 /// What all tunnels of a thread share; one at a time has its turn with it.
 pub(crate) struct Turn {
-    pub(crate) clock: Clock,
     pub(crate) limits: TunnelLimits,
-    pub(crate) buffer: Box<[u8]>,
     /// The present as of this batch, so that no message reads the clock.
     pub(crate) tick: Instant,
     /// Bytes carried since the post last counted them.
@@ -40,14 +33,31 @@ pub(crate) struct Turn {
     pub(crate) to_server: u64,
 }
 
-/// What a turn came to.
+/// One end of a tunnel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum After {
-    /// Nothing until a socket is ready again.
-    Wait,
-    /// There is more to read, and others have their turn first.
-    Again,
-    Ended(End),
+pub(crate) enum Side {
+    Client,
+    Server,
+}
+
+impl Side {
+    pub(crate) const fn other(self) -> Self {
+        match self {
+            Self::Client => Self::Server,
+            Self::Server => Self::Client,
+        }
+    }
+}
+
+/// What an engine does for a tunnel, in the order it is told.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// Sends this to the client, behind whatever waits for it.
+    Close(Vec<u8>),
+    /// Tells this end that nothing more comes.
+    Finish(Side),
+    /// The tunnel is over: lets go of both sockets.
+    End(End),
 }
 
 /// See the module's documentation.
@@ -59,42 +69,26 @@ pub(crate) struct Tunnel {
     note: Arc<Note>,
     /// The timer that is set for it.
     pub(crate) timer: Option<Instant>,
-    pub(crate) client: Side,
-    pub(crate) server: Side,
     heard: Arc<AtomicBool>,
     up: Lane,
     down: Lane,
     closing: Closing,
-}
-
-/// One socket and what its last events said. Events come once (edge-triggered), so what is left undone is noted.
-pub(crate) struct Side {
-    pub(crate) socket: std::net::TcpStream,
-    readable: bool,
-    writable: bool,
-    /// Its last byte is on its way: read on to the end, however short a read is.
-    hung_up: bool,
+    /// Decided, whatever else may happen.
+    over: Option<End>,
 }
 
 /// One direction.
 #[derive(Default)]
 struct Lane {
     tracker: FrameTracker,
-    backlog: Option<Box<Backlog>>,
+    /// Bytes wait for the sink, which last took something then.
+    waits: Option<Instant>,
     /// The source has sent its last byte.
     ended: bool,
-    /// The sink was told so.
+    /// The sink was told so, or is gone.
     shut: bool,
-    /// Nothing passes any more: what comes is read and dropped.
+    /// Nothing passes any more: what comes is dropped.
     discard: bool,
-}
-
-/// Bytes that the sink did not take yet.
-struct Backlog {
-    bytes: Vec<u8>,
-    sent: usize,
-    /// When the sink last took something.
-    since: Instant,
 }
 
 /// Where our own Close stands.
@@ -114,238 +108,221 @@ enum Closing {
     },
 }
 
-enum Broken {
-    Source,
-    Sink,
-}
-
-enum Read {
-    Bytes(usize),
-    Nothing,
-}
-
-impl Side {
-    pub(crate) fn new(socket: std::net::TcpStream) -> Self {
-        // Nothing is known yet: one try each says how it stands.
-        Self { socket, readable: true, writable: true, hung_up: false }
-    }
-
-    /// Notes what an event said.
-    pub(crate) fn ready(&mut self, flags: EventFlags) {
-        let over = flags.intersects(EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR);
-        self.hung_up |= over;
-        self.readable |= over || flags.contains(EventFlags::IN);
-        // A broken socket is written to so that it says so, also while its reading is paused.
-        self.writable |= flags.intersects(EventFlags::OUT | EventFlags::HUP | EventFlags::ERR);
-    }
-
-    /// Reads once; a read shorter than the buffer has drained the socket, so no second one is made to hear so.
-    fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Errno> {
-        let room = buffer.len();
-        match recv(&self.socket, buffer, RecvFlags::empty()) {
-            Ok((_, length)) => {
-                self.readable = length == room || (self.hung_up && length > 0);
-                Ok(length)
-            }
-            Err(error) => {
-                self.readable = false;
-                Err(error)
-            }
-        }
-    }
-
-    /// Writes once. 0: the socket is full.
-    fn write(&mut self, bytes: &[u8]) -> Result<usize, Broken> {
-        match send(&self.socket, bytes, SendFlags::NOSIGNAL) {
-            Ok(sent) => Ok(sent),
-            Err(Errno::AGAIN) => {
-                self.writable = false;
-                Ok(0)
-            }
-            Err(Errno::INTR) => self.write(bytes),
-            Err(_) => Err(Broken::Sink),
-        }
-    }
-
-    fn finish(&self) -> Result<(), Broken> {
-        shutdown(&self.socket, Shutdown::Write).map_err(|_| Broken::Sink)
-    }
-}
-
 impl Tunnel {
-    pub(crate) fn new(carry: Carry, now: Instant) -> Self {
-        let Carry { id, client, server, first, heard, note } = carry;
+    /// A tunnel whose ends already got these bytes, or will before all others.
+    pub(crate) fn new(
+        (id, note, heard): (ConnId, Arc<Note>, Arc<AtomicBool>),
+        to_client: &[u8],
+        to_server: &[u8],
+        now: Instant,
+    ) -> Self {
         let (mut up, mut down) = (Lane::default(), Lane::default());
-        down.tracker.feed(&first.to_client);
-        up.tracker.feed(&first.to_server);
-        let mut head = first.head;
-        head.extend_from_slice(&first.to_client);
-        down.backlog = Backlog::of(head, now);
-        up.backlog = Backlog::of(first.to_server, now);
-        Self {
-            id,
-            active: now,
-            bytes: 0,
-            note,
-            timer: None,
-            client: Side::new(client),
-            server: Side::new(server),
-            heard,
-            up,
-            down,
-            closing: Closing::No,
+        down.tracker.feed(to_client);
+        up.tracker.feed(to_server);
+        let (timer, closing, over) = (None, Closing::No, None);
+        Self { id, active: now, bytes: 0, note, timer, heard, up, down, closing, over }
+    }
+
+    /// Bytes came from this end: so many of them pass to the other.
+    pub(crate) fn received(&mut self, from: Side, bytes: &[u8], turn: &mut Turn) -> usize {
+        self.bytes += bytes.len() as u64;
+        self.active = turn.tick;
+        self.note.set(turn.tick, self.bytes);
+        match from {
+            Side::Server => {
+                self.heard.store(true, Ordering::Relaxed);
+                turn.to_client += bytes.len() as u64;
+                self.passes_down(bytes)
+            }
+            Side::Client => {
+                turn.to_server += bytes.len() as u64;
+                self.up.tracker.feed(bytes);
+                if self.up.discard { 0 } else { bytes.len() }
+            }
         }
+    }
+
+    fn passes_down(&mut self, bytes: &[u8]) -> usize {
+        if self.down.discard {
+            return 0;
+        }
+        if matches!(self.closing, Closing::Wanted { .. }) {
+            return self.down.tracker.feed_to_boundary(bytes).unwrap_or(bytes.len());
+        }
+        self.down.tracker.feed(bytes);
+        bytes.len()
+    }
+
+    /// This end has sent its last byte.
+    pub(crate) fn source_ended(&mut self, from: Side) {
+        self.lane_from(from).ended = true;
+    }
+
+    /// Whether more may come from this end.
+    pub(crate) fn listens(&self, from: Side) -> bool {
+        let ended = match from {
+            Side::Client => self.up.ended,
+            Side::Server => self.down.ended,
+        };
+        !ended && self.over.is_none()
+    }
+
+    /// Reading from this end failed.
+    pub(crate) fn source_broke(&mut self, from: Side) {
+        self.lane_from(from).ended = true;
+        match from {
+            Side::Client => self.lose_client(),
+            // Its last bytes may still be on their way down.
+            Side::Server => self.up.discard = true,
+        }
+    }
+
+    /// Bytes wait for this end.
+    pub(crate) fn sink_waits(&mut self, to: Side, now: Instant) {
+        self.lane_to(to).waits.get_or_insert(now);
+    }
+
+    /// This end took something, and more waits for it.
+    pub(crate) fn sink_took(&mut self, to: Side, now: Instant) {
+        self.lane_to(to).waits = Some(now);
+    }
+
+    /// This end took all that waited for it.
+    pub(crate) fn sink_flushed(&mut self, to: Side, now: Instant) {
+        self.lane_to(to).waits = None;
+        if self.half_open() {
+            self.active = now;
+        }
+    }
+
+    /// Writing to this end failed; what waited for it is dropped.
+    pub(crate) fn sink_broke(&mut self, to: Side) {
+        let lane = self.lane_to(to);
+        lane.discard = true;
+        lane.waits = None;
+        lane.shut = true;
+        if to == Side::Client {
+            self.lose_client();
+        }
+    }
+
+    fn lose_client(&mut self) {
+        self.down.shut = true;
+        let lost = match self.closing {
+            // A client that breaks off after our Close did as it was told.
+            Closing::Sent { reason, .. } if reason != CloseReason::ServerGone => End::Ordered(reason),
+            _ => End::ClientLost,
+        };
+        self.over.get_or_insert(lost);
+    }
+
+    fn lane_from(&mut self, from: Side) -> &mut Lane {
+        match from {
+            Side::Client => &mut self.up,
+            Side::Server => &mut self.down,
+        }
+    }
+
+    fn lane_to(&mut self, to: Side) -> &mut Lane {
+        self.lane_from(to.other())
     }
 
     /// Wants a Close of ours at the next boundary.
-    pub(crate) fn close(&mut self, code: CloseCode, reason: CloseReason, due: Instant) {
+    pub(crate) fn close(&mut self, code: CloseCode, reason: CloseReason, turn: &Turn) {
         if matches!(self.closing, Closing::No) {
-            self.closing = Closing::Wanted { code, reason, due };
+            self.closing = Closing::Wanted { code, reason, due: turn.tick + turn.limits.close_wait };
         }
     }
 
-    /// Moves what can be moved.
-    pub(crate) fn turn(&mut self, turn: &mut Turn) -> After {
-        let mut again = false;
-        match self.pump_down(turn) {
-            Ok(more) => again |= more,
-            Err(Broken::Sink) => return After::Ended(self.client_lost()),
-            Err(Broken::Source) => {
-                self.down.ended = true;
-                self.up.discard = true;
+    /// What to do now; asked for again until there is nothing.
+    pub(crate) fn next(&mut self, turn: &Turn) -> Option<Action> {
+        if let Some(end) = self.over {
+            return Some(self.last_action(end, turn));
+        }
+        // Of nearly every message there is no more to think about.
+        if !self.down.ended && !self.up.ended && matches!(self.closing, Closing::No) {
+            return None;
+        }
+        if self.down.waits.is_none() && self.down.tracker.between_messages() {
+            if let Some(frame) = self.close_frame(turn) {
+                return Some(Action::Close(frame));
             }
         }
-        match self.pump_up(turn) {
-            Ok(more) => again |= more,
-            Err(Broken::Source) => return After::Ended(self.client_lost()),
-            // Its last bytes may still be on their way down.
-            Err(Broken::Sink) => self.up.give_up(),
+        if let Some(frame) = self.server_gone(turn) {
+            return Some(Action::Close(frame));
         }
-        if (self.down.ended || self.up.ended || !matches!(self.closing, Closing::No))
-            && let Some(end) = self.towards_the_end(turn)
+        for side in [Side::Client, Side::Server] {
+            let lane = self.lane_to(side);
+            if lane.ended && !lane.shut && lane.waits.is_none() {
+                lane.shut = true;
+                return Some(Action::Finish(side));
+            }
+        }
+        if self.close_is_answered() {
+            self.up.discard = true;
+            if self.down.waits.is_none() && !self.down.shut {
+                self.down.shut = true;
+                return Some(Action::Finish(Side::Client));
+            }
+        }
+        self.over = self.by_itself();
+        self.over.map(Action::End)
+    }
+
+    /// What an end that is decided still leaves to say. A message may not end: a control frame may still stand between
+    /// two of its frames.
+    fn last_action(&mut self, end: End, turn: &Turn) -> Action {
+        if self.down.shut || self.down.waits.is_some() {
+            return Action::End(end);
+        }
+        if self.down.tracker.between_frames()
+            && let Some(frame) = self.close_frame(turn)
         {
-            return After::Ended(end);
+            return Action::Close(frame);
         }
-        if again { After::Again } else { After::Wait }
+        self.down.shut = true;
+        Action::Finish(Side::Client)
     }
 
-    /// Passes on what has ended; says how the tunnel ended, if it did.
-    fn towards_the_end(&mut self, turn: &mut Turn) -> Option<End> {
-        let server_first = self.down.ended && !self.up.ended;
-        if server_first && self.down.tracker.closed().is_none() && self.up.tracker.closed().is_none() {
-            self.server_gone(turn);
-        }
-        if self.down.finish(&self.client).is_err() {
-            return Some(self.client_lost());
-        }
-        if self.up.finish(&self.server).is_err() {
-            self.up.give_up();
-        }
-        self.after_close();
-        self.over()
-    }
-
-    /// A client that breaks off after our Close did as it was told.
-    fn client_lost(&self) -> End {
-        match self.closing {
-            Closing::Sent { reason, .. } if reason != CloseReason::ServerGone => End::Ordered(reason),
-            _ => End::ClientLost,
-        }
-    }
-
-    fn pump_down(&mut self, turn: &mut Turn) -> Result<bool, Broken> {
-        for _ in 0..READS_PER_TURN {
-            if !self.down.flush(&mut self.client, turn)? {
-                return Ok(false);
-            }
-            if matches!(self.closing, Closing::Wanted { .. }) && self.down.tracker.between_messages() {
-                self.inject(turn)?;
-            }
-            let Read::Bytes(length) = self.down.read(&mut self.server, turn)? else { return Ok(false) };
-            self.heard.store(true, Ordering::Relaxed);
-            turn.to_client += length as u64;
-            self.note(length, turn.tick);
-            if self.down.discard {
-                continue;
-            }
-            let bytes = &turn.buffer[..length];
-            let pass = match self.closing {
-                Closing::Wanted { .. } => self.down.tracker.feed_to_boundary(bytes).unwrap_or(length),
-                _ => {
-                    self.down.tracker.feed(bytes);
-                    length
-                }
-            };
-            self.down.send(&mut self.client, &bytes[..pass], turn.clock)?;
-        }
-        Ok(true)
-    }
-
-    fn pump_up(&mut self, turn: &mut Turn) -> Result<bool, Broken> {
-        for _ in 0..READS_PER_TURN {
-            if !self.up.flush(&mut self.server, turn)? {
-                return Ok(false);
-            }
-            let Read::Bytes(length) = self.up.read(&mut self.client, turn)? else { return Ok(false) };
-            turn.to_server += length as u64;
-            self.note(length, turn.tick);
-            let bytes = &turn.buffer[..length];
-            self.up.tracker.feed(bytes);
-            if !self.up.discard {
-                self.up.send(&mut self.server, bytes, turn.clock)?;
-            }
-        }
-        Ok(true)
-    }
-
-    fn note(&mut self, bytes: usize, tick: Instant) {
-        self.bytes += bytes as u64;
-        self.active = tick;
-        self.note.set(tick, self.bytes);
-    }
-
-    /// Puts our Close behind what the client still gets. From here on the server's bytes are dropped.
-    fn inject(&mut self, turn: &mut Turn) -> Result<(), Broken> {
-        let Closing::Wanted { code, reason, .. } = self.closing else { return Ok(()) };
-        let due = turn.clock.now() + turn.limits.close_wait;
-        self.closing = Closing::Sent { reason, due };
+    /// Our Close, if one is wanted: it goes behind all that passed to the client. From here on the server's bytes are
+    /// dropped.
+    fn close_frame(&mut self, turn: &Turn) -> Option<Vec<u8>> {
+        let Closing::Wanted { code, reason, .. } = self.closing else { return None };
+        self.closing = Closing::Sent { reason, due: turn.tick + turn.limits.close_wait };
         self.down.discard = true;
         let frame = close_frame(Sender::Server, code.get(), reason.as_str(), [0; 4]);
         self.down.tracker.feed(&frame);
-        self.down.send(&mut self.client, &frame, turn.clock)
+        Some(frame)
     }
 
-    /// The server ended without a Close: tell the client if that cuts nothing.
-    fn server_gone(&mut self, turn: &mut Turn) {
+    /// The server ended first and without a Close: tell the client if that cuts nothing.
+    fn server_gone(&mut self, turn: &Turn) -> Option<Vec<u8>> {
+        let first = self.down.ended && self.down.waits.is_none() && !self.up.ended;
+        if !first || self.down.tracker.closed().is_some() || self.up.tracker.closed().is_some() {
+            return None;
+        }
         let (code, reason) = match self.closing {
-            Closing::Sent { .. } => return,
+            Closing::Sent { .. } => return None,
             Closing::Wanted { code, reason, .. } => (code, reason),
             Closing::No => (CloseReason::ServerGone.code(), CloseReason::ServerGone),
         };
-        let due = turn.clock.now() + turn.limits.close_wait;
+        let due = turn.tick + turn.limits.close_wait;
         if self.down.tracker.between_messages() {
             self.closing = Closing::Wanted { code, reason, due };
-            // A client that is gone as well is noticed when the rest is flushed.
-            let _ = self.inject(turn);
-        } else {
-            self.closing = Closing::Sent { reason, due };
+            return self.close_frame(turn);
         }
+        self.closing = Closing::Sent { reason, due };
+        None
     }
 
     /// Once the client answered our Close (or is gone), both TCP connections may end, the server's by itself.
-    fn after_close(&mut self) {
+    fn close_is_answered(&self) -> bool {
         let answered = self.up.tracker.closed().is_some() || self.up.ended;
-        if !matches!(self.closing, Closing::Sent { .. }) || !answered || self.up.backlog.is_some() {
-            return;
-        }
-        self.up.discard = true;
-        if self.down.backlog.is_none() && !self.down.shut {
-            self.down.shut = true;
-            let _ = self.client.finish();
-        }
+        matches!(self.closing, Closing::Sent { .. }) && answered && self.up.waits.is_none()
     }
 
-    fn over(&self) -> Option<End> {
+    /// How the tunnel ended, if both ends did.
+    fn by_itself(&self) -> Option<End> {
         let Closing::Sent { reason, .. } = self.closing else {
             let closed = self.up.tracker.closed().or(self.down.tracker.closed()).is_some();
             // Without a Close it was the client that went first, else the server would be the one that is gone.
@@ -353,7 +330,7 @@ impl Tunnel {
             return (self.up.shut && self.down.shut).then_some(end);
         };
         let client_done = self.up.ended || self.up.tracker.closed().is_some();
-        let flushed = self.up.backlog.is_none() && self.down.backlog.is_none();
+        let flushed = self.up.waits.is_none() && self.down.waits.is_none();
         (client_done && flushed && self.down.ended).then_some(ended_by(reason))
     }
 
@@ -363,45 +340,45 @@ impl Tunnel {
             Closing::No => limits.idle.map(|idle| self.active + idle),
             Closing::Wanted { due, .. } | Closing::Sent { due, .. } => Some(due),
         };
-        let stalled =
-            |lane: &Lane| lane.backlog.as_ref().map(|backlog| backlog.since + limits.write_deadline);
+        let stalled = |lane: &Lane| lane.waits.map(|since| since + limits.write_deadline);
         [closing, stalled(&self.up), stalled(&self.down), self.half_open_due(limits)]
             .into_iter()
             .flatten()
             .min()
     }
 
-    /// Counted from the last byte of either end.
-    fn half_open_due(&self, limits: &TunnelLimits) -> Option<Instant> {
-        let half = self.up.ended || self.down.ended || self.up.tracker.closed().is_some();
-        half.then(|| self.active + limits.half_open)
+    fn half_open(&self) -> bool {
+        self.up.ended || self.down.ended || self.up.tracker.closed().is_some()
     }
 
-    /// Does what is due by now; says how the tunnel ended, if it did.
-    pub(crate) fn handle_timeout(&mut self, turn: &mut Turn) -> Option<End> {
+    /// Counted from the last byte of either end; one that is slow to take its bytes has a deadline of its own.
+    fn half_open_due(&self, limits: &TunnelLimits) -> Option<Instant> {
+        let waits = self.up.waits.or(self.down.waits).is_some();
+        (self.half_open() && !waits).then(|| self.active + limits.half_open)
+    }
+
+    /// Decides what is due by now.
+    pub(crate) fn handle_timeout(&mut self, turn: &Turn) {
         let now = turn.tick;
         match self.closing {
             Closing::No if turn.limits.idle.is_some_and(|idle| now >= self.active + idle) => {
-                let due = now + turn.limits.close_wait;
-                self.close(CloseReason::TimedOut.code(), CloseReason::TimedOut, due);
+                self.close(CloseReason::TimedOut.code(), CloseReason::TimedOut, turn);
             }
-            Closing::Sent { reason, due } if now >= due => return Some(ended_by(reason)),
-            Closing::Wanted { reason, due, .. } if now >= due => {
-                // A message that does not end: a control frame may still stand between two of its frames.
-                if self.down.tracker.between_frames() && self.down.backlog.is_none() {
-                    let _ = self.inject(turn);
-                    let _ = self.client.finish();
-                }
-                return Some(End::Ordered(reason));
-            }
+            Closing::Sent { reason, due } if now >= due => return self.end(ended_by(reason)),
+            Closing::Wanted { reason, due, .. } if now >= due => return self.end(End::Ordered(reason)),
             _ => {}
         }
         let limit = turn.limits.write_deadline;
-        let stalled = |lane: &Lane| lane.backlog.as_ref().is_some_and(|backlog| now >= backlog.since + limit);
+        let stalled = |lane: &Lane| lane.waits.is_some_and(|since| now >= since + limit);
         if stalled(&self.up) || stalled(&self.down) {
-            return Some(End::WriteDeadline);
+            self.end(End::WriteDeadline);
+        } else if self.half_open_due(&turn.limits).is_some_and(|due| now >= due) {
+            self.end(End::HalfOpen);
         }
-        self.half_open_due(&turn.limits).filter(|due| now >= *due).map(|_| End::HalfOpen)
+    }
+
+    fn end(&mut self, end: End) {
+        self.over.get_or_insert(end);
     }
 
     /// The code of the first Close that went to the client, else of the client's own; 1006 without any.
@@ -414,84 +391,5 @@ const fn ended_by(reason: CloseReason) -> End {
     match reason {
         CloseReason::ServerGone => End::ServerLost,
         reason => End::Ordered(reason),
-    }
-}
-
-impl Lane {
-    fn read(&mut self, source: &mut Side, turn: &mut Turn) -> Result<Read, Broken> {
-        if self.ended || !source.readable {
-            return Ok(Read::Nothing);
-        }
-        match source.read(&mut turn.buffer) {
-            Ok(0) => {
-                self.ended = true;
-                Ok(Read::Nothing)
-            }
-            Ok(length) => Ok(Read::Bytes(length)),
-            Err(Errno::AGAIN) => Ok(Read::Nothing),
-            Err(Errno::INTR) => {
-                source.readable = true;
-                self.read(source, turn)
-            }
-            Err(_) => {
-                self.ended = true;
-                Err(Broken::Source)
-            }
-        }
-    }
-
-    /// Writes at once, while the bytes are hot; what the sink does not take waits.
-    fn send(&mut self, sink: &mut Side, bytes: &[u8], clock: Clock) -> Result<(), Broken> {
-        if let Some(backlog) = &mut self.backlog {
-            backlog.bytes.extend_from_slice(bytes);
-            return Ok(());
-        }
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            let sent = sink.write(rest)?;
-            if sent == 0 {
-                self.backlog = Backlog::of(rest.to_vec(), clock.now());
-                break;
-            }
-            rest = &rest[sent..];
-        }
-        Ok(())
-    }
-
-    /// Writes what waits; false: the sink takes no more for now.
-    fn flush(&mut self, sink: &mut Side, turn: &Turn) -> Result<bool, Broken> {
-        let Some(backlog) = &mut self.backlog else { return Ok(true) };
-        while backlog.sent < backlog.bytes.len() {
-            let sent = if sink.writable { sink.write(&backlog.bytes[backlog.sent..])? } else { 0 };
-            if sent == 0 {
-                return Ok(false);
-            }
-            backlog.sent += sent;
-            backlog.since = turn.clock.now();
-        }
-        self.backlog = None;
-        Ok(true)
-    }
-
-    /// Passes the source's end on, once everything before it went out.
-    fn finish(&mut self, sink: &Side) -> Result<(), Broken> {
-        if self.ended && !self.shut && self.backlog.is_none() {
-            self.shut = true;
-            return sink.finish();
-        }
-        Ok(())
-    }
-
-    /// The sink is gone: nothing more can reach it.
-    fn give_up(&mut self) {
-        self.discard = true;
-        self.backlog = None;
-        self.shut = true;
-    }
-}
-
-impl Backlog {
-    fn of(bytes: Vec<u8>, since: Instant) -> Option<Box<Self>> {
-        (!bytes.is_empty()).then(|| Box::new(Self { bytes, sent: 0, since }))
     }
 }

@@ -4,6 +4,8 @@
 #[path = "it/kit.rs"]
 mod kit;
 
+const ENGINE: evenkeel_gateway::EngineKind = evenkeel_gateway::EngineKind::Auto;
+
 use std::io::Write;
 
 use kit::{Gate, Server, handshake, read_head, server, wait_until};

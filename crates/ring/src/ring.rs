@@ -179,18 +179,19 @@ impl Ring {
         op
     }
 
-    /// Sends on a socket, perhaps only the beginning. Two sends on one socket at a time may overtake each other. The
-    /// socket must stay open until the next [`Ring::wait`] returned.
+    /// Sends on a socket, perhaps only the beginning. Owned bytes wait until the socket takes some; a piece does not,
+    /// so that a slow socket never keeps a buffer: what it does not take at once comes back unsent. Two sends on one
+    /// socket at a time may overtake each other. The socket must stay open until the next [`Ring::wait`] returned.
     pub fn send(&mut self, socket: BorrowedFd<'_>, token: u64, payload: Payload) -> Op {
-        let bytes = match &payload {
-            Payload::Piece(piece) => self.buffers.bytes(piece),
-            Payload::Owned { bytes, sent } => bytes.get(*sent..).unwrap_or_default(),
+        let (bytes, flags) = match &payload {
+            Payload::Piece(piece) => (self.buffers.bytes(piece), NOSIGNAL | DONTWAIT),
+            Payload::Owned { bytes, sent } => (bytes.get(*sent..).unwrap_or_default(), NOSIGNAL),
         };
         // The address stays good: a piece's buffer is neither moved nor given back while the piece is in the flight,
         // and a vector's bytes do not move with it.
         let (address, length) = (bytes.as_ptr(), u32::try_from(bytes.len()).unwrap_or(u32::MAX));
         let op = self.flights.start(Flight { token, kind: Kind::Send(payload) });
-        let send = opcode::Send::new(Fd(socket.as_raw_fd()), address, length).flags(NOSIGNAL);
+        let send = opcode::Send::new(Fd(socket.as_raw_fd()), address, length).flags(flags);
         self.push(send.build().user_data(op.0));
         op
     }
@@ -343,6 +344,8 @@ impl Drop for Ring {
 
 /// Broken connections are told by the result, not by a signal.
 const NOSIGNAL: i32 = 0x4000;
+/// Answered at once, whether there is room or not.
+const DONTWAIT: i32 = 0x40;
 const POLLIN: u32 = 1;
 /// Not failures of a socket: EINTR, EAGAIN, EBUSY, ENOBUFS, ECANCELED.
 const STOPS: [i32; 5] = [4, 11, 16, 105, 125];

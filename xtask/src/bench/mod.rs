@@ -1,4 +1,5 @@
-//! `cargo xtask bench gateway`: CPU per message of the gateway beside HAProxy and nginx, all on one core.
+//! `cargo xtask bench gateway`: CPU per message of the gateway, with each of its engines, beside HAProxy and nginx, all
+//! on one core.
 //!
 //! In: the release binary of this tree, and what of `haproxy` and `nginx` is installed. Out: a table of medians and
 //! ratios. Method: one round trip of one small message over each of many connections, as fast as they go; the
@@ -23,7 +24,7 @@ use crate::{peers, run};
 /// What is measured.
 #[derive(Clone, clap::Subcommand)]
 pub(crate) enum Bench {
-    /// CPU per message of the gateway beside HAProxy and nginx.
+    /// CPU per message of the gateway, with each engine, beside HAProxy and nginx.
     Gateway(Options),
     /// Servers and load of the measurement; started by it.
     #[command(hide = true)]
@@ -127,6 +128,9 @@ impl Tools {
         let mut figures: Vec<Figures> = Vec::new();
         for proxy in Proxy::ALL {
             match proxy.version(&self.evenkeel) {
+                Some(_) if proxy == Proxy::IoUring && !self.starts(proxy, &ports) => {
+                    eprintln!("the kernel gives no io_uring, so that engine is not measured");
+                }
                 Some(version) => figures.push(Figures { proxy, version, micros: Vec::new() }),
                 None => eprintln!("{} is not installed and not measured", proxy.name()),
             }
@@ -146,6 +150,10 @@ impl Tools {
             }
         }
         Ok(figures)
+    }
+
+    fn starts(&self, proxy: Proxy, ports: &[u16]) -> bool {
+        proxy.start(&self.evenkeel, &self.folder, ports, self.options.core).is_ok()
     }
 
     /// Measures until the core was ours; the last try counts whatever it saw.
@@ -256,21 +264,22 @@ fn median(values: &[f64]) -> f64 {
 }
 
 fn report(options: &Options, figures: &[Figures]) {
-    let Some(ours) = figures.iter().find(|figures| figures.proxy == Proxy::Evenkeel) else { return };
     println!(
         "\n{} B ping-pong, {} connections, {} servers, all on core {}, {} rounds of {} s\n",
         options.size, options.connections, SERVERS, options.core, options.rounds, options.seconds
     );
-    println!("| proxy | CPU µs per message, median (min to max) | Evenkeel's share of it |\n|---|---|---|");
+    let ours = [Proxy::IoUring, Proxy::Portable];
+    let ours: Vec<_> = figures.iter().filter(|figures| ours.contains(&figures.proxy)).collect();
+    let shares: String = ours.iter().map(|ours| format!(" share of {} |", ours.proxy.name())).collect();
+    println!("| proxy | CPU µs per message, median (min to max) |{shares}");
+    println!("|---|---|{}", "---|".repeat(ours.len()));
     for figures in figures {
         let (low, high) =
             figures.micros.iter().fold((f64::MAX, 0.0f64), |(low, high), v| (low.min(*v), high.max(*v)));
-        println!(
-            "| {} | {:.2} ({low:.2} to {high:.2}) | {:.2} |",
-            figures.version,
-            median(&figures.micros),
-            median(&ours.micros) / median(&figures.micros)
-        );
+        let its = median(&figures.micros);
+        let shares: String =
+            ours.iter().map(|ours| format!(" {:.2} |", median(&ours.micros) / its)).collect();
+        println!("| {} | {its:.2} ({low:.2} to {high:.2}) |{shares}", figures.version);
     }
 }
 

@@ -13,7 +13,10 @@ use super::free_addr;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Proxy {
-    Evenkeel,
+    /// Evenkeel with its engine on io_uring.
+    IoUring,
+    /// Evenkeel with the portable engine.
+    Portable,
     Haproxy,
     Nginx,
 }
@@ -24,11 +27,12 @@ const LOOK_EACH: Duration = Duration::from_millis(20);
 const LOOKS: u32 = 500;
 
 impl Proxy {
-    pub(super) const ALL: [Self; 3] = [Self::Evenkeel, Self::Haproxy, Self::Nginx];
+    pub(super) const ALL: [Self; 4] = [Self::IoUring, Self::Portable, Self::Haproxy, Self::Nginx];
 
     pub(super) const fn name(self) -> &'static str {
         match self {
-            Self::Evenkeel => "evenkeel",
+            Self::IoUring => "io_uring",
+            Self::Portable => "portable",
             Self::Haproxy => "haproxy",
             Self::Nginx => "nginx",
         }
@@ -37,7 +41,7 @@ impl Proxy {
     /// What the program says of its version; `None`: it is not there.
     pub(super) fn version(self, evenkeel: &Path) -> Option<String> {
         let (program, flag) = match self {
-            Self::Evenkeel => (evenkeel, "--version"),
+            Self::IoUring | Self::Portable => (evenkeel, "--version"),
             Self::Haproxy => (Path::new("haproxy"), "-v"),
             Self::Nginx => (Path::new("nginx"), "-v"),
         };
@@ -45,7 +49,9 @@ impl Proxy {
         let text = [said.stdout, said.stderr].concat();
         let first = String::from_utf8_lossy(&text).lines().next()?.to_owned();
         let words = first.replace("version: ", "").replace("version ", "").replace("nginx nginx/", "nginx ");
-        Some(words.split(' ').take(2).collect::<Vec<_>>().join(" "))
+        let version = words.split(' ').take(2).collect::<Vec<_>>().join(" ");
+        let ours = matches!(self, Self::IoUring | Self::Portable);
+        Some(if ours { format!("{version}, {}", self.name()) } else { version })
     }
 
     pub(super) fn start(self, evenkeel: &Path, folder: &Path, ports: &[u16], core: usize) -> Result<Running> {
@@ -53,8 +59,8 @@ impl Proxy {
         let mut command = Command::new("taskset");
         command.args(["-c", &core.to_string()]).current_dir(folder);
         match self {
-            Self::Evenkeel => {
-                command.arg(evenkeel).arg("serve");
+            Self::IoUring | Self::Portable => {
+                command.arg(evenkeel).args(["serve", "--gateway-engine", self.name()]);
                 for port in ports {
                     command.args(["--to", &format!("ws://127.0.0.1:{port}")]);
                 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use evenkeel_fleet::config::{PickRule, ScaleConfig};
-use evenkeel_gateway::config::{CheckConfig, CheckKind};
+use evenkeel_gateway::config::{CheckConfig, CheckKind, EngineKind};
 use evenkeel_model::{Connections, FleetId, GatewayId, ServerId};
 use evenkeel_protocol::origin::{Origin, Origins};
 use evenkeel_runtime::log::{self, Format};
@@ -40,6 +40,9 @@ pub(super) const PICKS: [(&str, PickRule); 6] = [
 /// Kinds of check by name.
 pub(super) const CHECKS: [(&str, CheckKind); 3] =
     [("websocket", CheckKind::WebSocket), ("http", CheckKind::Http), ("tcp", CheckKind::Tcp)];
+/// Engines by name.
+pub(super) const ENGINES: [(&str, EngineKind); 3] =
+    [("auto", EngineKind::Auto), ("portable", EngineKind::Portable), ("io_uring", EngineKind::IoUring)];
 /// Log formats by name.
 pub(super) const FORMATS: [(&str, Format); 2] = [("text", Format::Text), ("json", Format::Json)];
 
@@ -108,7 +111,7 @@ fn gateway(raw: &RawGateway, into: &mut Gateway, problems: &mut Problems) {
         }
         into.listen = listen;
     }
-    engine(&mut r, raw);
+    engine(&mut r, raw, into);
     limits(&mut r, raw, into);
     for (key, value) in [
         ("ping_interval", &raw.ping_interval),
@@ -163,12 +166,8 @@ fn limits(r: &mut Reader<'_>, raw: &RawGateway, into: &mut Gateway) {
     }
 }
 
-fn engine(r: &mut Reader<'_>, raw: &RawGateway) {
-    if raw.engine.as_ref().and_then(Value::as_str) == Some("io_uring") {
-        r.not_yet("engine", raw.engine.as_ref(), "use \"auto\" or \"portable\"");
-    } else {
-        r.word("engine", raw.engine.as_ref(), &mut (), &[("auto", ()), ("portable", ())]);
-    }
+fn engine(r: &mut Reader<'_>, raw: &RawGateway, into: &mut Gateway) {
+    r.word("engine", raw.engine.as_ref(), &mut into.engine, &ENGINES);
     if raw.threads.as_ref().and_then(Value::as_integer).is_some_and(|threads| threads > 1) {
         r.not_yet("threads", raw.threads.as_ref(), "use 1");
     } else {

@@ -10,7 +10,7 @@ use evenkeel_gateway::config::CheckConfig;
 use evenkeel_protocol::origin::Origins;
 use toml::Value;
 
-use super::check::{CHECKS, FORMATS, PICKS};
+use super::check::{CHECKS, ENGINES, FORMATS, PICKS};
 use super::law::DEADLINES;
 use super::raw::{
     Named, RawAdmin, RawBand, RawCapacity, RawCheck, RawFile, RawFleet, RawGateway, RawHealth, RawLog,
@@ -49,7 +49,7 @@ fn gateway(it: &Gateway) -> RawGateway {
     RawGateway {
         id: text(&it.id),
         listen: texts(&it.listen),
-        engine: text("auto"),
+        engine: word(it.engine, &ENGINES),
         threads: whole(1),
         connections_max: it.connections_max.and_then(whole),
         handshakes_per_prefix_max: whole(limits.handshakes_per_prefix_max),

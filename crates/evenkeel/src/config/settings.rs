@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use evenkeel_fleet::config::FleetConfig;
-use evenkeel_gateway::config::{CheckConfig, Limits};
+use evenkeel_gateway::config::{CheckConfig, EngineKind, Limits};
 use evenkeel_model::{Connections, FleetId, GatewayId, ServerId};
 use evenkeel_protocol::origin::Origins;
 use evenkeel_runtime::log::Format;
@@ -49,6 +49,8 @@ pub(crate) struct Gateway {
     pub(crate) id: GatewayId,
     /// Where it listens. Default 127.0.0.1:8080.
     pub(crate) listen: Vec<SocketAddr>,
+    /// What carries the bytes of tunnels. Default `auto`.
+    pub(crate) engine: EngineKind,
     /// Most client connections at once, handshakes included. Default: what the open-file limit allows.
     pub(crate) connections_max: Option<u32>,
     /// All other bounds. `connections_max` in here is a placeholder until the role starts.
@@ -171,6 +173,7 @@ impl Default for Gateway {
         Self {
             id: GatewayId::new("gateway").expect("the word is an id"),
             listen: vec![SocketAddr::from(([127, 0, 0, 1], 8080))],
+            engine: EngineKind::Auto,
             connections_max: None,
             // The file must mean the same on every machine; the open-file limit is asked when the role starts.
             limits: Limits::for_open_files(0),

@@ -7,4 +7,8 @@ mod hostile;
 mod kit;
 mod origins;
 mod placing;
+mod slow;
 mod tunnels;
+
+/// The engine of every gateway in these tests; `tests/uring` runs the same ones over another.
+const ENGINE: evenkeel_gateway::EngineKind = evenkeel_gateway::EngineKind::Portable;
