@@ -107,6 +107,7 @@ impl Gate {
             listen: vec!["127.0.0.1:0".parse().unwrap()],
             routes: Vec::new(),
             fleets: BTreeMap::from([(fleet(), setup.settings)]),
+            engine: crate::ENGINE,
             limits: setup.limits,
             seed: 7,
         };
@@ -157,6 +158,12 @@ impl Gate {
         let head = read_head(&mut client);
         assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
         client
+    }
+
+    /// The engine that carries its tunnels.
+    #[allow(dead_code)] // Of one of the binaries that share this file.
+    pub(crate) fn engine(&self) -> &'static str {
+        self.running.as_ref().unwrap().engine()
     }
 
     /// The value of a metric whose line begins so.
