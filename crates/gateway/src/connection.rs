@@ -40,8 +40,14 @@ struct Connection {
 /// What ends a handshake.
 enum Ended {
     Answer(Answer),
-    Open { placed: Placed, server: TcpStream, first: Tunnel },
+    Open {
+        placed: Placed,
+        server: TcpStream,
+        first: Tunnel,
+    },
     ClientGone,
+    /// Another client got its place while its head was not whole.
+    Displaced,
 }
 
 /// Serves one accepted client up to its tunnel.
@@ -55,6 +61,8 @@ pub(crate) async fn serve(shell: Rc<Shell>, client: TcpStream, peer: SocketAddr,
     let shell = Rc::clone(&connection.shell);
     match ended {
         Ended::ClientGone => shell.metrics.handshake("client_gone"),
+        // Without an answer: to wait until it is taken would hold the place.
+        Ended::Displaced => shell.metrics.handshake("displaced"),
         Ended::Answer(answer) => {
             shell.metrics.handshake(answer.reason);
             debug!(conn = %shell.conn_text(id), status = answer.status, reason = answer.reason, "handshake refused");
@@ -75,10 +83,14 @@ pub(crate) async fn serve(shell: Rc<Shell>, client: TcpStream, peer: SocketAddr,
 impl Connection {
     async fn run(&mut self) -> Ended {
         let mut step = Step::Need;
+        let reader = self.shell.reading.enter(self.id, self.shell.clock.now());
         loop {
             match step {
                 Step::Need => {}
-                Step::Pick => return self.proxy().await,
+                Step::Pick => {
+                    drop(reader);
+                    return self.proxy().await;
+                }
                 Step::Plain => {
                     step = self.handshake.refuse_plain();
                     continue;
@@ -90,6 +102,8 @@ impl Connection {
             let ready = tokio::select! { biased;
                 () = self.shell.clock.sleep_until(self.handshake.poll_timeout()) => Ready::Timeout,
                 _ = self.client.readable() => Ready::Client,
+                // Last: a head that is here now is taken.
+                () = reader.displaced() => return Ended::Displaced,
             };
             step = match self.take(ready, None) {
                 Some(step) => step,

@@ -15,6 +15,7 @@ use crate::config::GatewayConfig;
 use crate::engine::{Closed, ConnId, Engine};
 use crate::fleet::Fleet;
 use crate::metrics::Metrics;
+use crate::reading::Reading;
 
 /// Seconds after which a refused client is asked to come back: a random one of these, so that those refused
 /// together do not come back together.
@@ -35,6 +36,8 @@ pub(crate) struct Shell {
     /// A connection ended, so a descriptor is free.
     pub(crate) freed: Notify,
     pub(crate) engine: Engine,
+    /// Handshakes whose head is not whole yet.
+    pub(crate) reading: Rc<Reading>,
     next_id: Cell<u64>,
     connections: Cell<usize>,
     handshakes: RefCell<BTreeMap<u64, u32>>,
@@ -64,6 +67,7 @@ impl Shell {
             fleets,
             freed: Notify::new(),
             engine,
+            reading: Rc::default(),
             next_id: Cell::new(1),
             connections: Cell::new(0),
             handshakes: RefCell::default(),
@@ -122,18 +126,19 @@ impl Shell {
         first + self.rng.borrow_mut().below(last - first + 1)
     }
 
-    /// Counts a connection if one more is allowed.
+    /// Counts a connection if one more is allowed. Where it is not, a client that is slow with its head makes room.
     pub(crate) fn admit(self: &Rc<Self>, ip: IpAddr) -> Result<Admitted, Over> {
-        if self.connections.get() >= self.config.limits.connections_max {
-            return Err(Over::Connections);
-        }
         let prefix = prefix_of(ip);
         let mut handshakes = self.handshakes.borrow_mut();
-        let under_way = handshakes.entry(prefix).or_default();
-        if *under_way >= self.config.limits.handshakes_per_prefix_max && !ip.to_canonical().is_loopback() {
+        let under_way = handshakes.get(&prefix).copied().unwrap_or_default();
+        if under_way >= self.config.limits.handshakes_per_prefix_max && !ip.to_canonical().is_loopback() {
             return Err(Over::Handshakes);
         }
-        *under_way += 1;
+        let full = self.connections.get() >= self.config.limits.connections_max;
+        if full && !self.reading.displace(self.clock.now()) {
+            return Err(Over::Connections);
+        }
+        handshakes.insert(prefix, under_way + 1);
         self.connections.set(self.connections.get() + 1);
         Ok(Admitted { shell: Rc::clone(self), prefix })
     }
