@@ -90,7 +90,8 @@ pub enum Order {
         /// The most it should hold.
         to: Connections,
     },
-    /// Hold so many servers until told otherwise; `None` gives the number back to the policy.
+    /// Hold so many servers until told otherwise; 0 ends all, whatever the policy's least number; `None` gives the
+    /// number back to the policy.
     Scale {
         /// Servers.
         servers: Option<u32>,
@@ -130,7 +131,9 @@ pub enum OrderError {
     #[error("could not scale: the fleet has no provider that starts servers")]
     NoProvider,
     /// Outside what the policy allows.
-    #[error("could not scale to {servers}: allowed is {min} to {max} (fleets.*.scale.min and max)")]
+    #[error(
+        "could not scale to {servers}: allowed is {min} to {max} (fleets.*.scale.min and max), or 0 to end all servers"
+    )]
     OutOfRange {
         /// Asked for.
         servers: u32,

@@ -130,7 +130,8 @@ impl Controller {
     fn order_scale(&mut self, servers: Option<u32>, now: Instant) -> Answer {
         let Some(scale) = &self.config.scale else { return Err(OrderError::NoProvider) };
         let (min, max) = (scale.min, scale.max);
-        if let Some(servers) = servers.filter(|servers| !(min..=max).contains(servers)) {
+        // None at all is how an operator ends the servers for good, whatever the policy's least number is.
+        if let Some(servers) = servers.filter(|servers| *servers > 0 && !(min..=max).contains(servers)) {
             return Err(OrderError::OutOfRange { servers, min, max });
         }
         self.memory.forgive();

@@ -116,6 +116,24 @@ fn a_fixed_number_overrides_the_policy_within_its_limits() {
 }
 
 #[test]
+fn a_fixed_number_of_none_ends_every_server_once_it_is_empty_and_starts_no_other() {
+    let mut world = World::new(scaled(ScaleConfig { min: 2, max: 5, ..policy() }), &[]);
+    world.until(60, |world| serving(world) >= 2);
+    world.run(3);
+    world.arrive(3);
+    world.order(Order::Scale { servers: Some(0) }).unwrap();
+    world.run(60);
+    let held: u32 = world.counts().iter().sum();
+    assert_eq!(held, 3, "nobody is thrown out: {:?}", world.live());
+    world.depart(3);
+    world.until(60, |world| world.hosts.is_empty());
+    world.run(120);
+    assert!(world.hosts.is_empty() && world.booting.is_empty(), "none is started again");
+    world.order(Order::Scale { servers: None }).unwrap();
+    world.until(60, |world| serving(world) >= 2);
+}
+
+#[test]
 fn boots_that_fail_in_a_row_stop_creation_and_say_so() {
     let mut world = World::new(scaled(policy()), &[]);
     world.provider_works = false;
