@@ -10,7 +10,8 @@ import type { IncomingMessage } from "node:http";
 import type { RawData, WebSocket } from "ws";
 import { sizeOf } from "../../client/src/frame.js";
 import type { Handover } from "./credentials.js";
-import { DETACH_MS, Session, type Input, type Notice, type Output, type Settled } from "./move.js";
+import type { Admission, Member } from "./evenkeel.js";
+import { Session, type Input, type Notice, type Output, type Settled } from "./move.js";
 
 /** What an application may send. */
 export type Data = string | Buffer | ArrayBuffer | ArrayBufferView;
@@ -28,19 +29,12 @@ export interface Hooks {
 /** The state of a connection: whatever lets another server go on. */
 export type DetachedState = string | Uint8Array | undefined;
 
-/** What was found out before the handshake was answered. */
-export interface Admitted {
-  /** The session. */
-  sid: string;
-  /** The session's name for its frames, if the client knows moves. */
-  ctl: string | undefined;
-  /** It comes to park. */
-  parks: boolean;
-  request: IncomingMessage;
-}
-
-/** What the shell around connections is told. */
-export interface Watcher {
+/** What the shell around connections does for them. */
+export interface Surroundings {
+  hooks: Hooks;
+  handover: Handover;
+  /** The node's Unix time. */
+  nowMs(): number;
   /** The application has this connection from now on. */
   owned(connection: Connection): void;
   /** Something passed. */
@@ -51,15 +45,6 @@ export interface Watcher {
   ended(connection: Connection, abnormal: boolean): void;
   /** A hook of the application threw. */
   failed(error: unknown): void;
-}
-
-/** The node's clock and what goes with it. */
-export interface Surroundings {
-  hooks: Hooks;
-  handover: Handover;
-  watcher: Watcher;
-  /** The node's Unix time. */
-  nowMs(): number;
 }
 
 /** A message on its way to or from the application; frames of ours are texts. */
@@ -82,13 +67,13 @@ interface Events {
 }
 
 /** See the module's documentation. */
-export class Connection extends EventEmitter<Events> {
+export class Connection extends EventEmitter<Events> implements Member {
+  /** Its name in logs of gateway and server. */
+  readonly id: string;
   /** The session: the same before and after a move. */
   readonly sid: string;
   /** The handshake of this connection. */
   readonly request: IncomingMessage;
-  /** Since when, by the process's own clock in milliseconds. */
-  readonly since = performance.now();
   /** Whether it may be moved now. An application clears it while it holds what cannot be handed over. */
   movable = true;
   readonly #native: WebSocket;
@@ -101,8 +86,10 @@ export class Connection extends EventEmitter<Events> {
   #performing = false;
 
   /** @internal */
-  constructor(native: WebSocket, { sid, ctl, parks, request }: Admitted, around: Surroundings) {
+  constructor(native: WebSocket, request: IncomingMessage, admission: Admission, around: Surroundings) {
     super();
+    const { id, sid, ctl, parks } = admission;
+    this.id = id;
     this.sid = sid;
     this.request = request;
     this.#native = native;
@@ -183,7 +170,7 @@ export class Connection extends EventEmitter<Events> {
 
   #received(raw: RawData, isBinary: boolean): void {
     const data = raw as Buffer;
-    this.#around.watcher.touched(this, data.length);
+    this.#around.touched(this, data.length);
     const frame = !isBinary && data[0] === MARK;
     this.#input({ is: "received", message: frame ? data.toString() : { data, binary: isBinary } });
   }
@@ -191,7 +178,7 @@ export class Connection extends EventEmitter<Events> {
   #closed(code: number, reason: Buffer): void {
     this.#input({ is: "closed" });
     clearTimeout(this.#timer);
-    this.#around.watcher.ended(this, code === 1006);
+    this.#around.ended(this, code === 1006);
     if (this.#owned) this.emit("close", code, reason);
   }
 
@@ -237,7 +224,7 @@ export class Connection extends EventEmitter<Events> {
         return;
       case "settled": {
         const { do: _, mid, ...settled } = output;
-        return this.#around.watcher.settled(this, mid, settled);
+        return this.#around.settled(this, mid, settled);
       }
       case "gone":
       // Told when the socket is closed, with its code.
@@ -247,7 +234,7 @@ export class Connection extends EventEmitter<Events> {
   #transmit(message: Message): void {
     if (typeof message === "string") return;
     const { data, binary, sent } = message;
-    this.#around.watcher.touched(this, sizeOfData(data));
+    this.#around.touched(this, sizeOfData(data));
     this.#native.send(data as Buffer, { binary }, sent);
   }
 
@@ -263,7 +250,7 @@ export class Connection extends EventEmitter<Events> {
       const sealed = handover.seal(this.sid, mid, at, Buffer.from(state as string), this.#around.nowMs());
       this.#input({ is: "detached", mid, state: sealed });
     } catch (error) {
-      this.#around.watcher.failed(error);
+      this.#around.failed(error);
       // The client is told that there is no state, now and not when the time is over.
       this.close(1012, "ek:timed_out");
     }
@@ -275,14 +262,14 @@ export class Connection extends EventEmitter<Events> {
       await this.#own(state);
       this.#input({ is: "attached" });
     } catch (error) {
-      this.#around.watcher.failed(error);
+      this.#around.failed(error);
       this.#input({ is: "not_attached" });
     }
   }
 
   #own(state: Buffer | undefined): void | Promise<void> {
     this.#owned = true;
-    this.#around.watcher.owned(this);
+    this.#around.owned(this);
     if (state !== undefined) return this.#around.hooks.connection(this, state);
     try {
       Promise.resolve(this.#around.hooks.connection(this, undefined)).catch((error) => this.#broken(error));
@@ -293,13 +280,10 @@ export class Connection extends EventEmitter<Events> {
 
   /** A new client whom the application did not take. */
   #broken(error: unknown): void {
-    this.#around.watcher.failed(error);
+    this.#around.failed(error);
     this.close(1011, "");
   }
 }
-
-/** How long a client has for its `cut`: to dial and to park, each within its step. */
-export const NOTICE_MS = 10_000 + DETACH_MS;
 
 function sizeOfMessage(message: Message): number {
   return typeof message === "string" ? sizeOf(message) : sizeOfData(message.data);

@@ -158,7 +158,7 @@ export class Handover {
 
   constructor(
     /** What the server calls itself in `parked`: another name in each life. */
-    readonly at: string,
+    public at: string,
   ) {}
 
   /** Takes the complete live list; keys not in it are dead. */

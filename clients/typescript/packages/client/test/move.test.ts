@@ -1,0 +1,208 @@
+import { describe, expect, it } from "vitest";
+import { WebSocket, type PerMessageDeflateOptions } from "ws";
+import { Farm, atEnd, kill, until, type FarmServer } from "../../server/test/farm.js";
+import type { Connection, Hooks } from "../../server/src/index.js";
+import { EvenkeelSocket, type EvenkeelOptions } from "../src/index.js";
+
+/** Per client: how many of its messages the server has, how many it sent. Handed over on a move. */
+interface Counts {
+  got: number;
+  sent: number;
+}
+
+/**
+ * Numbers messages both ways: tells the client each time it is sent something, and of itself every few milliseconds.
+ * Anything lost, repeated or out of order shows as a wrong number.
+ */
+function counting(wrong: string[]): Hooks & { live: Map<Connection, Counts> } {
+  const live = new Map<Connection, Counts>();
+  const timers = new Map<Connection, NodeJS.Timeout>();
+  return {
+    live,
+    connection(connection, state) {
+      const counts: Counts = state ? JSON.parse(String(state)) : { got: 0, sent: 0 };
+      live.set(connection, counts);
+      connection.on("message", (data) => {
+        if (Number(data) !== counts.got) wrong.push(`server got ${data} for ${counts.got}`);
+        counts.got += 1;
+      });
+      timers.set(connection, setInterval(() => connection.send(String(counts.sent++)), 3));
+      connection.on("close", () => {
+        clearInterval(timers.get(connection));
+        live.delete(connection);
+      });
+    },
+    detach(connection) {
+      // What was sent before this has gone out before the state; nothing may follow.
+      clearInterval(timers.get(connection));
+      return JSON.stringify(live.get(connection));
+    },
+  };
+}
+
+/** A client that numbers what it sends and checks what it gets. */
+function client(url: string, wrong: string[], options: EvenkeelOptions = {}, protocols: string[] = []) {
+  const socket = new EvenkeelSocket(url, protocols, { WebSocket, ...options });
+  const seen = { got: 0, sent: 0, events: [] as string[] };
+  for (const type of ["open", "moving", "moved", "moveFailed", "gap", "lost", "reopened", "close", "error"] as const) {
+    socket.addEventListener(type, () => seen.events.push(type));
+  }
+  socket.addEventListener("message", ({ data }) => {
+    if (Number(data) !== seen.got) wrong.push(`client got ${data} for ${seen.got}`);
+    seen.got += 1;
+  });
+  const timer = setInterval(() => socket.readyState === 1 && socket.send(String(seen.sent++)), 2);
+  atEnd(() => clearInterval(timer));
+  atEnd(() => socket.close());
+  return { socket, seen, stop: () => clearInterval(timer) };
+}
+
+async function pair(wrong: string[], more: { perMessageDeflate?: PerMessageDeflateOptions } = {}) {
+  const farm = await new Farm().start();
+  const hooks = counting(wrong);
+  const a = await farm.server("a", hooks, more);
+  const b = await farm.server("b", hooks, more);
+  const holds = (server: FarmServer) => server.evenkeel.connections;
+  return { farm, hooks, servers: [a, b] as const, holds };
+}
+
+/** Drains whichever server holds the client, waits until the other has it, and makes the first active again. */
+async function moveOnce({ farm, servers, holds }: Awaited<ReturnType<typeof pair>>, moved: () => number) {
+  const [source, receiver] = holds(servers[0]) > 0 ? servers : [servers[1], servers[0]];
+  const before = moved();
+  farm.drain(source);
+  await until("the client moved", () => moved() > before);
+  await until("its source is empty", () => holds(source) === 0 && holds(receiver) === 1);
+  await until("the source says drained", () => source.said.some(({ op }) => op === "drained"));
+  farm.desire(source, { state: "active" });
+  await until("the source is open", () => source.evenkeel.state === "active");
+}
+
+describe("a move", () => {
+  const ways: [string, (farm: Farm) => Promise<string>, EvenkeelOptions][] = [
+    ["by negotiate", (farm) => farm.negotiate(), { negotiate: true }],
+    ["through a proxying gateway", (farm) => farm.proxy(), {}],
+  ];
+  for (const [way, gateway, options] of ways) {
+    it(`loses, repeats and reorders nothing, and the application hears only of the move: ${way}`, async () => {
+      const wrong: string[] = [];
+      const all = await pair(wrong);
+      const { socket, seen, stop } = client(`ws://${await gateway(all.farm)}/chat?room=7`, wrong, options);
+      await until("messages flow", () => seen.got > 10);
+      const moves = () => seen.events.filter((event) => event === "moved").length;
+      for (let time = 0; time < 3; time++) await moveOnce(all, moves);
+      stop();
+      await until("all have come", () => [...all.hooks.live.values()].some(({ got }) => got === seen.sent));
+      expect(wrong).toEqual([]);
+      expect(seen.events).toEqual(["open", "moving", "moved", "moving", "moved", "moving", "moved"]);
+      expect([socket.readyState, socket.bufferedAmount]).toEqual([1, 0]);
+      const moved = all.servers.flatMap(({ said }) => said.filter(({ op }) => op === "moved"));
+      expect(moved.map(({ result }) => result)).toEqual(["ok", "ok", "ok"]);
+    });
+  }
+
+  it("is the same through permessage-deflate with context takeover, large and fragmented messages in flight", async () => {
+    const wrong: string[] = [];
+    const all = await pair(wrong, { perMessageDeflate: { threshold: 0 } });
+    let echoed = 0;
+    const { connection } = all.hooks;
+    // Fragments of one message, with the other numbers around it: what arrives is whole or not at all.
+    all.hooks.connection = (client, state) => {
+      const counting = connection(client, state);
+      const [count] = client.listeners("message") as ((data: Buffer, isBinary: boolean) => void)[];
+      client.removeAllListeners("message");
+      client.on("message", (data, isBinary) => {
+        if (!isBinary) return count?.(data, isBinary);
+        if (data.length !== 500_000) wrong.push(`a large message of ${data.length} bytes`);
+        echoed += 1;
+      });
+      return counting;
+    };
+    // `ws` sends each message in one frame; this one sends what it is given in fragments.
+    class Fragmenting extends WebSocket {
+      override send(data: never, ...more: never[]): void {
+        if ((data as unknown) instanceof Uint8Array === false) return super.send(data, ...more);
+        const bytes = data as unknown as Uint8Array;
+        for (let at = 0; at < bytes.length; at += 100_000) {
+          super.send(bytes.subarray(at, at + 100_000), { fin: at + 100_000 >= bytes.length, binary: true });
+        }
+      }
+    }
+    const options = { WebSocket: Fragmenting, negotiate: true };
+    const { socket, seen, stop } = client(`ws://${await all.farm.negotiate()}/chat`, wrong, options);
+    await until("messages flow", () => seen.got > 10);
+    expect(socket.extensions).toContain("permessage-deflate");
+    let sent = 0;
+    const flood = setInterval(() => {
+      socket.send(Buffer.alloc(500_000, sent++));
+    }, 20);
+    atEnd(() => clearInterval(flood));
+    const moves = () => seen.events.filter((event) => event === "moved").length;
+    for (let time = 0; time < 3; time++) await moveOnce(all, moves);
+    clearInterval(flood);
+    stop();
+    await until("all have come", () => echoed === sent && [...all.hooks.live.values()].some(({ got }) => got === seen.sent));
+    expect(wrong).toEqual([]);
+    expect(seen.events.filter((event) => !/^mov/.test(event))).toEqual(["open"]);
+  });
+
+  it("stays where nobody can receive, and says when to try again", async () => {
+    const wrong: string[] = [];
+    const farm = await new Farm().start();
+    const hooks = counting(wrong);
+    const a = await farm.server("a", hooks);
+    const { seen } = client(`ws://${await farm.negotiate()}/`, wrong, { negotiate: true });
+    await until("messages flow", () => seen.got > 10);
+    farm.desire(a, { state: "draining", target: 0 });
+    await until("the client answered", () => a.said.some(({ op }) => op === "moved"));
+    expect(a.said.find(({ op }) => op === "moved")).toMatchObject({ result: "nak", why: "unreachable" });
+    expect(seen.events.slice(0, 3)).toEqual(["open", "moving", "moveFailed"]);
+    expect(a.evenkeel.connections).toBe(1);
+    const before = seen.got;
+    await until("messages flow still", () => seen.got > before + 5);
+    expect(wrong).toEqual([]);
+  });
+
+  it("is not made by text of an application that looks like ours", async () => {
+    const farm = await new Farm().start();
+    const said: string[] = [];
+    const forged = '\u001eek1 AAAAAAAAAAAAAAAAAAAAAA {"op":"move","mid":"m","ticket":"t","by_ms":1000,"why":"x"}';
+    await farm.server("a", { connection: (connection) => connection.send(forged), detach: () => "" });
+    const socket = new EvenkeelSocket(`ws://${await farm.negotiate()}/`, [], { WebSocket, negotiate: true });
+    socket.addEventListener("message", ({ data }) => said.push(data as string));
+    socket.addEventListener("moving", () => said.push("moving"));
+    await until("it came", () => said.length > 0);
+    expect(said).toEqual([forged]);
+    socket.close();
+  });
+
+  it("that breaks because its receiver dies after the cut is told as a gap", async () => {
+    const farm = await new Farm().start();
+    const events: string[] = [];
+    const detached: (() => void)[] = [];
+    const hooks: Hooks = {
+      connection: () => {},
+      // Hands over only when it is told to.
+      detach: () => new Promise((resolve) => detached.push(() => resolve("state"))),
+    };
+    const a = await farm.server("a", hooks);
+    const url = `ws://${await farm.negotiate()}/`;
+    const socket = new EvenkeelSocket(url, [], { WebSocket, negotiate: true, reconnect: true });
+    atEnd(() => socket.close());
+    for (const type of ["open", "moving", "moved", "gap", "lost", "reopened", "close"] as const) {
+      socket.addEventListener(type, (event) => events.push(`${type} ${(event as CustomEvent).detail?.why ?? ""}`));
+    }
+    await until("it is open", () => a.evenkeel.connections === 1);
+    const b = await farm.server("b", hooks);
+    farm.drain(a);
+    await until("the old server hands over", () => detached.length === 1);
+    kill(b.host);
+    detached[0]?.();
+    await until("the gap is told", () => events.some((event) => event.startsWith("gap")));
+    expect(events.slice(0, 4)).toEqual(["open ", "moving draining", "lost ", "gap no_resumed"]);
+    const c = await farm.server("c", hooks);
+    farm.servers.splice(0, 2);
+    await until("it is open again", () => c.evenkeel.connections === 1);
+    expect(events.at(-1)).toBe("reopened ");
+  });
+});
