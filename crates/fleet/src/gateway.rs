@@ -537,7 +537,8 @@ impl Gateway {
             self.refresh_slot(index, &snapshot, stale, now);
             demand += self.servers[index].live + self.servers[index].pending;
         }
-        self.allotments = allot(&self.servers, demand.max(Connections(1)), Ratio::ONE);
+        // And the one that comes next: where pinned servers hold all there are, an empty one has a target only by it.
+        self.allotments = allot(&self.servers, demand + Connections(1), Ratio::ONE);
         for (seat, allotment) in self.seats.iter_mut().zip(&self.allotments.each) {
             seat.target = allotment.target;
             seat.at_most = allotment.at_most.get();

@@ -7,6 +7,8 @@ use super::*;
 use crate::config::{HealthConfig, PickRule};
 use crate::snapshot::{Executor, Reported};
 
+mod recall;
+
 pub(super) fn at(ms: u64) -> Instant {
     Instant::from_millis(1_000_000 + ms)
 }
@@ -621,4 +623,19 @@ fn the_same_seed_and_inputs_give_the_same_placements() {
         (0..200).map(|_| front.placed_on()).collect::<Vec<_>>()
     };
     assert_eq!(run(), run());
+}
+
+#[test]
+fn an_empty_server_takes_clients_while_every_other_connection_is_on_pinned_servers() {
+    for state in [State::Cordoned, State::Active] {
+        let pinned = with(reported(server("a", 100), 60, 1, at(0)), |view| {
+            view.state = state;
+            view.health = if state == State::Active { Health::Suspect } else { Health::Ok };
+        });
+        let mut front = Front::new(vec![pinned, server("b", 100)]);
+        for _ in 0..20 {
+            assert_eq!(front.connect(), "b", "{state}");
+            front.pass(10);
+        }
+    }
 }
