@@ -11,15 +11,15 @@ const at = (...path) => join(here, ...path);
 rmSync(at("dist"), { recursive: true, force: true });
 
 const common = {
-  entryPoints: [at("src/index.ts")],
+  entryPoints: [at("src/index.ts"), at("src/socketio.ts")],
   bundle: true,
   minify: true,
   sourcemap: "linked",
   target: "es2022",
   platform: "neutral",
 };
-await build({ ...common, format: "esm", outfile: at("dist/esm/index.js") });
-await build({ ...common, format: "cjs", outfile: at("dist/cjs/index.js") });
+await build({ ...common, format: "esm", outdir: at("dist/esm") });
+await build({ ...common, format: "cjs", outdir: at("dist/cjs") });
 
 const typescript = dirname(createRequire(import.meta.url).resolve("typescript/package.json"));
 execFileSync(process.execPath, [join(typescript, "bin/tsc"), "-p", at("tsconfig.json")], { stdio: "inherit" });

@@ -9,5 +9,6 @@ export {
   type LogMessage,
   type Member,
 } from "./evenkeel.js";
+export { serveSocketIo, type SocketIoServer } from "./socketio.js";
 export { serve, type ServeOptions } from "./ws.js";
 export { STATE_MAX, type Claims } from "./credentials.js";
