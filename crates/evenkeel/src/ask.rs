@@ -24,6 +24,7 @@ pub(crate) async fn servers(args: &AdminArgs) -> anyhow::Result<u8> {
     let servers: Vec<Server> = read(answer)?;
     let several = servers.iter().any(|server| server.fleet != servers[0].fleet);
     write(&servers_table(&servers, several));
+    write(&troubles(&servers));
     Ok(exit::OK)
 }
 
@@ -52,10 +53,7 @@ pub(crate) async fn status(args: &AdminArgs) -> anyhow::Result<u8> {
         );
         let own: Vec<Server> = servers.iter().filter(|server| server.fleet == fleet.id).cloned().collect();
         write(&indent(&servers_table(&own, false)));
-        for server in own.iter().filter(|server| server.trouble.is_some()) {
-            let trouble = server.trouble.as_deref().unwrap_or_default();
-            write(&indent(&format!("{}: {trouble}\n", server.id)));
-        }
+        write(&indent(&troubles(&own)));
         let reasons = explained.iter().filter(|it| it.fleet == fleet.id);
         for reason in
             reasons.flat_map(|it| it.moves.iter().chain(&it.scale)).filter(|reason| reason.server.is_none())
@@ -120,6 +118,12 @@ pub(crate) async fn events(args: &EventsArgs) -> anyhow::Result<u8> {
     let events: Vec<Value> = read(admin.get("/v1/events").await?)?;
     events.into_iter().try_for_each(show)?;
     Ok(exit::OK)
+}
+
+/// The trouble of each server that has some.
+fn troubles(servers: &[Server]) -> String {
+    let of = |server: &Server| Some(format!("{}: {}\n", server.id, server.trouble.as_deref()?.trim_end()));
+    servers.iter().filter_map(of).collect()
 }
 
 /// Servers, one a line; with their fleet where several may be listed.

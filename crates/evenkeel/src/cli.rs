@@ -281,6 +281,7 @@ pub(crate) struct ShedArgs {
 #[command(after_help = "\
 Examples:
   evenkeel scale chat 5
+  evenkeel scale chat 0                    end every server once it is empty
   evenkeel scale chat auto                 back to the policy")]
 pub(crate) struct ScaleArgs {
     /// Fleet name

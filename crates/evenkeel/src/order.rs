@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::admin::{Admin, AdminError};
 use crate::cli::{AdminArgs, DrainArgs, Output, ScaleArgs, ServerArgs, Servers, ShedArgs, exit};
+use crate::config::unit::show_duration;
 use crate::say::say;
 
 /// Between two looks at a server that empties.
@@ -25,7 +26,11 @@ pub(crate) async fn drain(args: &DrainArgs) -> anyhow::Result<u8> {
         }
         return tell(&args.admin, &answer, &format!("{} is drained and stopped", args.id));
     }
-    tell(&args.admin, &answer, &format!("{} is draining: no new connections from now on", args.id))
+    let said = format!(
+        "{id} is draining: no new connections from now on; `evenkeel undrain {id}` ends that",
+        id = args.id
+    );
+    tell(&args.admin, &answer, &said)
 }
 
 /// Waits until a server is empty. True: it is still there.
@@ -58,20 +63,41 @@ pub(crate) async fn undrain(args: &ServerArgs) -> anyhow::Result<u8> {
 /// `cordon`
 pub(crate) async fn cordon(args: &ServerArgs) -> anyhow::Result<u8> {
     let answer = order(&Admin::find(&args.admin)?, &args.id, "cordon", &json!({})).await?;
-    tell(&args.admin, &answer, &format!("{} takes no new connections and keeps those it has", args.id))
+    let said = format!(
+        "{id} takes no new connections and keeps those it has, until `evenkeel undrain {id}`",
+        id = args.id
+    );
+    tell(&args.admin, &answer, &said)
 }
 
 /// `shed`
 pub(crate) async fn shed(args: &ShedArgs) -> anyhow::Result<u8> {
     let answer = order(&Admin::find(&args.admin)?, &args.id, "shed", &json!({ "to": args.to })).await?;
-    tell(&args.admin, &answer, &format!("{} is to hold at most {} connections", args.id, args.to))
+    tell(&args.admin, &answer, &shedding(&args.id, args.to, &answer))
+}
+
+/// What a shed does, for how long, and how to end it.
+fn shedding(id: &str, to: u32, answer: &Value) -> String {
+    let ends = answer["desired"]["deadline_ms"].as_u64().map(|ms| Duration::from_secs(ms.div_ceil(1_000)));
+    let lasts = ends.map_or_else(String::new, |ends| format!(" for {}", show_duration(ends)));
+    format!("{id} is to hold at most {to} connections{lasts}; `evenkeel undrain {id}` ends that earlier")
 }
 
 /// `scale`
 pub(crate) async fn scale(args: &ScaleArgs) -> anyhow::Result<u8> {
     let (servers, said) = match args.servers {
         Servers::Auto => (Value::Null, format!("{} is scaled by its policy again", args.fleet)),
-        Servers::Fixed(servers) => (json!(servers), format!("{} is to have {servers} server(s)", args.fleet)),
+        Servers::Fixed(0) => {
+            let ends = "every server is drained and ended once it is empty, and none is started";
+            (json!(0), format!("{fleet}: {ends}, until `evenkeel scale {fleet} auto`", fleet = args.fleet))
+        }
+        Servers::Fixed(servers) => (
+            json!(servers),
+            format!(
+                "{fleet} is to have {servers} server(s), until `evenkeel scale {fleet} auto`",
+                fleet = args.fleet
+            ),
+        ),
     };
     let path = format!("/v1/fleets/{}/scale", escaped(&args.fleet));
     let answer = Admin::find(&args.admin)?.post(&path, &json!({ "servers": servers })).await?;
@@ -94,7 +120,12 @@ fn escaped(id: &str) -> String {
 fn tell(args: &AdminArgs, answer: &Value, said: &str) -> anyhow::Result<u8> {
     match args.output {
         Output::Json => say!("{}", serde_json::to_string_pretty(answer)?),
-        Output::Text => say!("{said}"),
+        Output::Text => {
+            say!("{said}");
+            if let Some(warning) = answer["warning"].as_str() {
+                eprintln!("warning: {warning}");
+            }
+        }
     }
     Ok(exit::OK)
 }
@@ -102,6 +133,15 @@ fn tell(args: &AdminArgs, answer: &Value, said: &str) -> anyhow::Result<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_shed_says_how_long_it_lasts_and_how_to_end_it() {
+        let said = shedding("a", 7, &json!({ "desired": { "deadline_ms": 599_998 } }));
+        assert_eq!(
+            said,
+            "a is to hold at most 7 connections for 10m; `evenkeel undrain a` ends that earlier"
+        );
+    }
 
     #[test]
     fn what_is_typed_as_an_id_stays_one_path_segment() {

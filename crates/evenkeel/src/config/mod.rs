@@ -5,7 +5,7 @@
 //!
 //! | step | module |
 //! |---|---|
-//! | what is written, unknown keys refused | [`raw`] |
+//! | what is written, unknown keys refused | [`raw`], [`read`] |
 //! | what is meant, every value checked | [`check`], the control law's constants in [`law`] |
 //! | what the roles are composed from | [`settings`] |
 //! | and back to a file | [`mod@print`] |
@@ -15,6 +15,7 @@ mod law;
 pub(crate) mod print;
 pub(crate) mod problem;
 pub(crate) mod raw;
+mod read;
 pub(crate) mod settings;
 pub(crate) mod unit;
 
@@ -54,7 +55,7 @@ pub(crate) enum ConfigError {
         #[source]
         source: std::io::Error,
     },
-    /// It is no TOML, or has keys that do not exist.
+    /// It is no TOML.
     #[error("could not take {name} as configuration: {why}")]
     Parse {
         /// The file's name.
@@ -101,28 +102,44 @@ pub(crate) fn from_text(
     base: &Path,
     overrides: &Overrides,
 ) -> Result<Settings, ConfigError> {
-    let raw: RawFile = toml::from_str(text).map_err(|error| ConfigError::Parse {
+    let mut unknown = Problems::default();
+    let raw = read::read(text, &mut unknown).map_err(|error| ConfigError::Parse {
         name: name.to_owned(),
         why: error.to_string().trim_end().to_owned(),
     })?;
-    from_raw(raw, name, base, overrides)
+    checked(raw, name, base, overrides, unknown)
 }
 
 /// Checks a file that was put together in memory.
 pub(crate) fn from_raw(
-    mut raw: RawFile,
+    raw: RawFile,
     name: &str,
     base: &Path,
     overrides: &Overrides,
 ) -> Result<Settings, ConfigError> {
+    checked(raw, name, base, overrides, Problems::default())
+}
+
+/// Checks a file in which some problems were found already.
+fn checked(
+    mut raw: RawFile,
+    name: &str,
+    base: &Path,
+    overrides: &Overrides,
+    found: Problems,
+) -> Result<Settings, ConfigError> {
     overrides.0.iter().for_each(|one| lay_over(&mut raw, one));
-    raw.check(base).map_err(|Problems(mut problems)| {
-        for problem in &mut problems {
-            let by = overrides.0.iter().find(|one| problem.key == format!("{}.{}", one.key.0, one.key.1));
-            problem.set_by = by.map(|one| one.set_by.clone());
-        }
-        ConfigError::Wrong { name: name.to_owned(), problems }
-    })
+    let Problems(mut problems) = found;
+    match raw.check(base) {
+        Ok(settings) if problems.is_empty() => return Ok(settings),
+        Ok(_) => {}
+        Err(Problems(more)) => problems.extend(more),
+    }
+    for problem in &mut problems {
+        let by = overrides.0.iter().find(|one| problem.key == format!("{}.{}", one.key.0, one.key.1));
+        problem.set_by = by.map(|one| one.set_by.clone());
+    }
+    Err(ConfigError::Wrong { name: name.to_owned(), problems })
 }
 
 /// Puts one override in its place. The keys are those of [`crate::cli::Scalars`].

@@ -1,6 +1,6 @@
 //! The file as it is written: every key that exists, every value as it came.
 //!
-//! Unknown keys are refused here by serde. Scalars stay [`toml::Value`]s so that a wrong type is reported by
+//! Unknown keys are refused here by serde, one by one (`read`). Scalars stay [`toml::Value`]s so that a wrong type is reported by
 //! `check` with its key path, range and example like any other wrong value. The same structs print the effective
 //! configuration. Keys of features that are not built yet are listed so that they are refused by name.
 
