@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use evenkeel_fleet::config::FleetConfig;
 use evenkeel_fleet::controller::Registration;
-use evenkeel_fleet::snapshot::{GatewaySays, Table};
+use evenkeel_fleet::snapshot::{GatewaySays, Settlements, Table};
 use evenkeel_model::Duration;
 use tokio::sync::{mpsc, watch};
 
@@ -44,6 +44,8 @@ pub struct FleetSettings {
     pub provider: Provider,
     /// How often agents report. Default 1 s.
     pub report_interval: Duration,
+    /// The master key; generated (0600) if absent. Another key in it takes effect within a second or two.
+    pub key_file: PathBuf,
 }
 
 /// Who starts and stops servers.
@@ -89,6 +91,9 @@ pub struct Links {
     pub says: mpsc::Receiver<GatewaySays>,
     /// For each gateway of this process, the highest table version that it obeys. Empty: there is none.
     pub installed: Vec<watch::Receiver<u64>>,
+    /// What agents say of assignments, to each gateway of this process. Full: it is dropped, and the gateway counts the
+    /// assignment until it expires.
+    pub settlements: Vec<mpsc::Sender<Settlements>>,
     /// What the gateways of this process obeyed before it was started, to begin with it. Empty: nothing is known.
     pub recalled: Arc<Table>,
     /// Whether every listener of the process accepts: `/readyz`.

@@ -11,6 +11,7 @@
 //! | admin API, health, metrics | [`admin`], its JSON in [`api`] |
 //! | the last events | [`events`] |
 //! | the admin token | [`token`] |
+//! | the master key of a fleet | [`key_file`] |
 //!
 //! Nothing here decides about servers; that is `evenkeel_fleet::controller`. Knows no other role: the binary hands
 //! in the ends of channels ([`Links`]).
@@ -23,6 +24,7 @@ pub mod config;
 mod directory;
 pub mod events;
 mod fleet;
+pub mod key_file;
 mod link;
 mod metrics;
 mod providers;

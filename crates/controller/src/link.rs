@@ -6,15 +6,21 @@
 //! flooding agent slows down itself and leaves the fleet's queue to others. Queues: inputs wait for room; the order
 //! down is the latest state, older ones are overwritten.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket};
-use evenkeel_model::{Desired, Duration, Incarnation, Instant, Report, ServerId};
+use evenkeel_fleet::snapshot::{Outcome, Settlements};
+use evenkeel_model::{Desired, Duration, FleetId, Incarnation, Instant, Report, ServerId};
 use evenkeel_protocol::close::CloseReason;
-use evenkeel_protocol::message::{Down, Hello, MessageError, MoveResult, Up, Welcome, encode_down, parse_up};
+use evenkeel_protocol::keys::{Kid, MasterKey, live_jwks};
+use evenkeel_protocol::message::{
+    Down, Event, EventState, Hello, Key, MessageError, MoveResult, Up, Welcome, encode_down, parse_up,
+};
+use evenkeel_protocol::token::Audience;
 use evenkeel_runtime::{Clock, Phase, Shutdown};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
 use crate::directory::{Directory, FleetForError, FleetHandle, Unavailable};
@@ -41,10 +47,16 @@ const FRAMES_PER_S: u32 = 1_000;
 /// Hellos of one link: two for a server that outbids its former life, some more for a race of two.
 const HELLOS_MAX: u32 = 8;
 
+/// The master key of each fleet, as it is now and becomes.
+pub(crate) type Masters = Arc<BTreeMap<FleetId, watch::Receiver<MasterKey>>>;
+
 /// What all links share.
 #[derive(Debug, Clone)]
 pub(crate) struct Links {
     pub(crate) directory: Directory,
+    pub(crate) masters: Masters,
+    /// To each gateway of this process.
+    pub(crate) settlements: Arc<[mpsc::Sender<Settlements>]>,
     pub(crate) clock: Clock,
     pub(crate) shutdown: Shutdown,
     pub(crate) metrics: Metrics,
@@ -101,6 +113,7 @@ struct Session {
     inc: Incarnation,
     fleet: FleetHandle,
     desired: watch::Receiver<Option<Desired>>,
+    master: watch::Receiver<MasterKey>,
 }
 
 impl Link {
@@ -120,15 +133,17 @@ impl Link {
                 }
             };
             let fleet = self.fleet_of(&hello)?;
+            let master = self.links.masters.get(&fleet.id).cloned().ok_or(Unavailable)?;
             let registration = registration::of_hello(&hello)?;
             let (sender, desired) = watch::channel(None);
             let id = LinkId(self.links.next.fetch_add(1, Ordering::Relaxed));
             let link = LinkEnd { id, inc: hello.inc, desired: sender };
             match fleet.ask(|reply| ToFleet::Hello { registration, link, reply }).await? {
                 Greeting::Welcome => {
-                    let session = Session { id, server: hello.id, inc: hello.inc, fleet, desired };
-                    let welcome =
-                        Welcome { report: session.fleet.report_interval, keys: Vec::new(), credential: None };
+                    let mut session =
+                        Session { id, server: hello.id, inc: hello.inc, fleet, desired, master };
+                    let keys = session.keys(self.links.clock.now());
+                    let welcome = Welcome { report: session.fleet.report_interval, keys, credential: None };
                     if let Err(end) = self.send(&Down::Welcome(welcome)).await {
                         session.leave().await;
                         return Err(end);
@@ -163,8 +178,9 @@ impl Link {
 
     async fn talk(&mut self, session: &mut Session) -> End {
         let clock = self.links.clock;
-        let (shutdown, metrics) = (self.links.shutdown.clone(), self.links.metrics.clone());
+        let (shutdown, links) = (self.links.shutdown.clone(), self.links.clone());
         let mut heard = clock.now();
+        let mut keys_until = Kid::at(heard).ends();
         let mut ping_at = heard + PING_EVERY;
         let mut inflow = Inflow { since: heard, taken: 0 };
         loop {
@@ -183,11 +199,19 @@ impl Link {
                         return end;
                     }
                 }
+                () = keys_changed(&mut session.master, &clock, keys_until) => {
+                    let now = clock.now();
+                    keys_until = Kid::at(now).ends();
+                    let keys = session.keys(now);
+                    if let Err(end) = self.send(&Down::Keys(keys)).await {
+                        return end;
+                    }
+                }
                 () = clock.sleep_until(paused), if paused.is_some() => {}
                 frame = self.socket.recv(), if paused.is_none() => {
                     heard = clock.now();
                     inflow.taken += 1;
-                    if let Err(end) = session.frame(&metrics, frame).await {
+                    if let Err(end) = session.frame(&links, frame).await {
                         return end;
                     }
                 }
@@ -265,17 +289,24 @@ impl Inflow {
 }
 
 impl Session {
-    async fn frame(&self, metrics: &Metrics, frame: Option<Result<Message, axum::Error>>) -> Result<(), End> {
+    /// The complete live list as of now.
+    fn keys(&mut self, now: Instant) -> Vec<Key> {
+        let audience = Audience { server: self.server.clone(), inc: self.inc };
+        live_jwks(&self.master.borrow_and_update(), &self.fleet.id, &audience, now)
+    }
+
+    async fn frame(&self, links: &Links, frame: Option<Result<Message, axum::Error>>) -> Result<(), End> {
         match text_of(frame)? {
             Some(text) => {
-                let message = parse_up(&text).inspect_err(|_| metrics.reported(&self.fleet.id, "refused"))?;
-                self.message(metrics, message).await
+                let message =
+                    parse_up(&text).inspect_err(|_| links.metrics.reported(&self.fleet.id, "refused"))?;
+                self.message(links, message).await
             }
             None => Ok(()),
         }
     }
 
-    async fn message(&self, metrics: &Metrics, message: Up) -> Result<(), End> {
+    async fn message(&self, links: &Links, message: Up) -> Result<(), End> {
         let (server, link) = (self.server.clone(), self.id);
         let fleet = &self.fleet;
         match message {
@@ -286,21 +317,38 @@ impl Session {
             Up::Applied(fence) => Ok(fleet.send(ToFleet::Applied { server, link, fence }).await?),
             Up::Drained(fence) => Ok(fleet.send(ToFleet::Drained { server, link, fence }).await?),
             Up::Moved(moved) => {
-                metrics.moved(&fleet.id, moved.result.as_str());
+                links.metrics.moved(&fleet.id, moved.result.as_str());
                 if moved.result == MoveResult::Nak {
                     debug!(fleet = %fleet.id, %server, why = moved.why.unwrap_or_default(), "move refused by client");
                 }
                 Ok(fleet.send(ToFleet::Spoke { server, link }).await?)
             }
-            // Settles placements handed to clients; this node hands none to clients, gateways see their own 101.
             Up::Event(events) => {
-                debug!(fleet = %fleet.id, %server, events = events.len(), "placement events");
+                self.settle(links, events);
                 Ok(fleet.send(ToFleet::Spoke { server, link }).await?)
             }
             Up::Hello(_) => Err(End::Error(
                 String::from("hello came a second time on this link"),
                 CloseReason::Unexpected,
             )),
+        }
+    }
+
+    /// Passes on what became of assignments. Without room it is dropped: they expire by themselves.
+    fn settle(&self, links: &Links, events: Vec<Event>) {
+        let outcome = |state| match state {
+            EventState::Connected => Outcome::Connected,
+            EventState::Expired => Outcome::Expired,
+        };
+        let settlements = Settlements {
+            fleet: self.fleet.id.clone(),
+            server: self.server.clone(),
+            outcomes: events.into_iter().map(|event| (event.rid, outcome(event.state))).collect(),
+        };
+        for gateway in links.settlements.iter() {
+            if let Err(mpsc::error::TrySendError::Full(_)) = gateway.try_send(settlements.clone()) {
+                links.metrics.dropped(&self.fleet.id, "settlements");
+            }
         }
     }
 
@@ -322,6 +370,18 @@ impl Session {
             // The fleet sees the closed link by itself, and the server's silence makes it suspect.
             debug!(fleet = %self.fleet.id, "lost link not told");
         }
+    }
+}
+
+/// Waits until the live list is another one: the next period begins, or the fleet has another master key.
+///
+/// # Cancel safety
+/// Yes.
+async fn keys_changed(master: &mut watch::Receiver<MasterKey>, clock: &Clock, until: Instant) {
+    tokio::select! {
+        // Without its sender the process is about to end.
+        Ok(()) = master.changed() => {}
+        () = clock.sleep_until(Some(until)) => {}
     }
 }
 

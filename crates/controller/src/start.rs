@@ -7,12 +7,14 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use evenkeel_fleet::controller::Provided;
-use evenkeel_fleet::snapshot::Table;
+use evenkeel_fleet::snapshot::{Settlements, Table};
+use evenkeel_model::FleetId;
+use evenkeel_protocol::keys::MasterKey;
 use evenkeel_runtime::file::make_folder;
 use evenkeel_runtime::metrics::Shared;
 use evenkeel_runtime::{Clock, ListenError, Shutdown, Tasks, listen};
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use crate::admin::{self, Admin, Guard};
@@ -20,6 +22,8 @@ use crate::config::{ControllerConfig, FleetSettings, Links, ProcessConfig, Provi
 use crate::directory::{Directory, FleetHandle, Owners};
 use crate::events::Events;
 use crate::fleet::{Fleet, Memory, ToFleet};
+use crate::key_file::{KeyFile, KeyFileError, load_or_create, watch_files};
+use crate::link::Masters;
 use crate::metrics::Metrics;
 use crate::publish::Publisher;
 use crate::route::route;
@@ -48,6 +52,9 @@ pub enum StartError {
     /// No admin token.
     #[error(transparent)]
     Token(#[from] TokenError),
+    /// No master key of a fleet.
+    #[error(transparent)]
+    Key(#[from] KeyFileError),
     /// No store.
     #[error(transparent)]
     Store(#[from] OpenError),
@@ -70,6 +77,7 @@ impl StartError {
         match self {
             Self::StateDir { .. } => "state_dir",
             Self::Token(error) => error.reason(),
+            Self::Key(error) => error.reason(),
             Self::Store(error) => error.reason(),
             Self::Listen(error) => error.reason(),
             Self::Listener { .. } => "listen_failed",
@@ -95,6 +103,7 @@ pub struct Shell {
 #[derive(Debug)]
 pub struct Running {
     admin: SocketAddr,
+    masters: Masters,
     providers: Vec<providers::Handle>,
 }
 
@@ -103,6 +112,12 @@ impl Running {
     #[must_use]
     pub const fn admin(&self) -> SocketAddr {
         self.admin
+    }
+
+    /// The master keys as they are now and become, for gateways.
+    #[must_use]
+    pub fn masters(&self) -> BTreeMap<FleetId, watch::Receiver<MasterKey>> {
+        BTreeMap::clone(&self.masters)
     }
 
     /// Ends every server process that we started and waits for it; no other is started from then on. For a
@@ -125,12 +140,13 @@ pub async fn start(config: ControllerConfig, links: Links, shell: Shell) -> Resu
         .map_err(|error| StartError::StateDir { path: config.state_dir.clone(), source: error.source })?;
     let store = Store::open(&config.state_dir.join("controller.redb"))?;
     let token = Token::load_or_create(&config.admin.token_file)?;
+    let (key_files, masters) = load_keys(&config.fleets)?;
     let listener = listen(config.admin.listen, "admin.listen")?;
     let listener = TcpListener::from_std(listener).map_err(|source| StartError::Listener { source })?;
     let admin_addr = listener.local_addr().map_err(|source| StartError::Listener { source })?;
 
     let metrics = Metrics::register(&mut shell.registry.lock().unwrap_or_else(PoisonError::into_inner));
-    let Links { table, says, installed, recalled, ready } = links;
+    let Links { table, says, installed, settlements, recalled, ready } = links;
     let parts = Parts {
         store,
         owners: Owners::default(),
@@ -153,9 +169,31 @@ pub async fn start(config: ControllerConfig, links: Links, shell: Shell) -> Resu
         route(says, directory.clone(), parts.metrics.clone(), parts.shell.shutdown.clone()),
     );
     let guard = Guard::new(token, admin_addr, &config.admin.hosts);
-    parts.start_admin(listener, directory, guard, ready);
+    let (clock, shutdown) = (parts.shell.clock, parts.shell.shutdown.clone());
+    parts.shell.tasks.spawn("key_files", watch_files(key_files, clock, shutdown));
+    parts.start_admin(listener, Agents { directory, masters: masters.clone(), settlements }, guard, ready);
     info!(addr = %admin_addr, "admin listener accepts");
-    Ok(Running { admin: admin_addr, providers })
+    Ok(Running { admin: admin_addr, masters, providers })
+}
+
+/// What agent links work with.
+struct Agents {
+    directory: Directory,
+    masters: Masters,
+    settlements: Vec<mpsc::Sender<Settlements>>,
+}
+
+/// Reads or generates the master key of each fleet.
+fn load_keys(fleets: &[FleetSettings]) -> Result<(Vec<KeyFile>, Masters), KeyFileError> {
+    let mut files = Vec::new();
+    let mut masters = BTreeMap::new();
+    for settings in fleets {
+        let (fleet, path) = (settings.policy.id.clone(), settings.key_file.clone());
+        let (master, seen) = watch::channel(load_or_create(&path)?);
+        masters.insert(fleet.clone(), seen);
+        files.push(KeyFile { fleet, path, master });
+    }
+    Ok((files, Arc::new(masters)))
 }
 
 struct Parts {
@@ -241,16 +279,13 @@ impl Parts {
         }
     }
 
-    fn start_admin(
-        &self,
-        listener: TcpListener,
-        directory: Directory,
-        guard: Guard,
-        ready: tokio::sync::watch::Receiver<bool>,
-    ) {
+    fn start_admin(&self, listener: TcpListener, agents: Agents, guard: Guard, ready: watch::Receiver<bool>) {
         let Shell { clock, shutdown, tasks, registry } = self.shell.clone();
+        let Agents { directory, masters, settlements } = agents;
         let links = link::Links {
             directory: directory.clone(),
+            masters,
+            settlements: settlements.into(),
             clock,
             shutdown: shutdown.clone(),
             metrics: self.metrics.clone(),

@@ -26,6 +26,8 @@ use crate::limits;
 
 /// Views of a gateway that wait for the controller; full: the gateway sends a newer one later.
 const SAYS: usize = 256;
+/// Messages of agents about assignments that wait for the gateway; full: those assignments count until they expire.
+const SETTLEMENTS: usize = 1_024;
 /// Between two looks at whether the gateway has left.
 const LOOK: Duration = Duration::from_millis(20);
 /// For the controller's tasks to end; what is durable is on disk long before.
@@ -60,6 +62,7 @@ impl Product {
         let (table, table_seen) = watch::channel(Arc::new(Table::default()));
         let (says, said) = mpsc::channel(SAYS);
         let (installed, installed_seen) = watch::channel(0);
+        let (settlements, settled) = mpsc::channel(SETTLEMENTS);
         let (ready, ready_seen) = watch::channel(false);
 
         let recalled = if with_gateway { crate::recall::recall(settings) } else { Arc::default() };
@@ -68,6 +71,7 @@ impl Product {
             table,
             says: said,
             installed: if with_gateway { vec![installed_seen] } else { Vec::new() },
+            settlements: if with_gateway { vec![settlements] } else { Vec::new() },
             recalled: Arc::clone(&recalled),
             ready: ready_seen,
         };
@@ -80,6 +84,8 @@ impl Product {
                 table: table_seen,
                 says,
                 installed,
+                masters: product.controller.masters(),
+                settlements: settled,
                 recalled,
                 memory: Some(crate::recall::file(settings)),
             };
@@ -184,6 +190,7 @@ fn controlled(fleet: &Fleet) -> evenkeel_controller::FleetSettings {
         servers: fleet.servers.iter().map(registration).collect(),
         provider: fleet.provider.as_ref().map_or(Provider::Static, |it| Provider::Process(process(it))),
         report_interval: fleet.report_interval,
+        key_file: fleet.key_file.clone(),
     }
 }
 

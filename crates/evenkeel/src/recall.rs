@@ -81,7 +81,7 @@ mod tests {
     #[test]
     fn a_server_taken_out_of_the_configuration_or_moved_in_it_is_not_recalled() {
         let id = FleetId::new("chat").unwrap();
-        let mut fleet = Fleet::new(id.clone(), 1.0);
+        let mut fleet = Fleet::new(id.clone(), 1.0, std::path::Path::new("."));
         fleet.law.health.dead_after = 7;
         for (id, url) in [("here", "ws://h:1"), ("moved", "ws://new:1")] {
             fleet.servers.push(Server {

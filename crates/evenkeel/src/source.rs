@@ -29,8 +29,12 @@ fn file_to(urls: &[String]) -> RawFile {
         url: Some(Value::String(url.clone())),
         ..RawServer::default()
     };
-    let fleet =
-        RawFleet { servers: Some(urls.iter().enumerate().map(server).collect()), ..RawFleet::default() };
+    let fleet = RawFleet {
+        servers: Some(urls.iter().enumerate().map(server).collect()),
+        // Without a file of ours, what we generate goes where we keep our state.
+        key_file: Some(Value::String(format!("evenkeel.state/{FLEET}.key"))),
+        ..RawFleet::default()
+    };
     RawFile { fleets: Some(BTreeMap::from([(FLEET.to_owned(), fleet)])), ..RawFile::default() }
 }
 

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use evenkeel_fleet::snapshot::Table;
 use evenkeel_model::{Duration, FleetId, GatewayId};
 use evenkeel_protocol::handshake::Deadlines;
+use evenkeel_protocol::keys::MasterKey;
 use evenkeel_protocol::origin::Origins;
 
 pub use crate::check::{CheckConfig, CheckKind};
@@ -203,6 +204,10 @@ pub struct Links {
     pub says: tokio::sync::mpsc::Sender<evenkeel_fleet::snapshot::GatewaySays>,
     /// Highest version of the table that is obeyed.
     pub installed: tokio::sync::watch::Sender<u64>,
+    /// The master key of each fleet, as it is now and becomes. A fleet without one makes no assignments.
+    pub masters: BTreeMap<FleetId, tokio::sync::watch::Receiver<MasterKey>>,
+    /// What agents say of assignments; the sender gone means: they expire.
+    pub settlements: tokio::sync::mpsc::Receiver<evenkeel_fleet::snapshot::Settlements>,
     /// What an earlier gateway left, to place by until the first table comes; see [`crate::recall`].
     pub recalled: std::sync::Arc<Table>,
     /// The file in which to leave the same for a later one; `None`: nothing is left.

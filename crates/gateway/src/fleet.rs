@@ -17,7 +17,7 @@ use evenkeel_fleet::config::PlaceConfig;
 use evenkeel_fleet::gateway::{
     Ask, Failure, Gateway, GatewayConfig as MachineConfig, Placement, Refusal, ServerKey,
 };
-use evenkeel_fleet::snapshot::{Executor, GatewayView, Snapshot};
+use evenkeel_fleet::snapshot::{Executor, GatewayView, Settlements, Snapshot};
 use evenkeel_model::{Duration, FleetId, GatewayId, Instant, Rng, ServerId};
 use evenkeel_runtime::Clock;
 use tokio::sync::{Notify, oneshot};
@@ -110,6 +110,14 @@ impl Fleet {
 
     pub(crate) fn owner(&self, server: ServerKey) -> Owner {
         Owner { fleet: self.index, server }
+    }
+
+    /// Takes what an agent said of assignments of its server.
+    pub(crate) fn settle(&self, settled: &Settlements, now: Instant) {
+        let machine = &mut self.inner.borrow_mut().machine;
+        for (rid, outcome) in &settled.outcomes {
+            machine.settled(rid, &settled.server, *outcome, now);
+        }
     }
 
     /// Takes a snapshot.

@@ -1,6 +1,6 @@
 //! The gateway's own loop: takes tables, drives what is due, sends views, and leaves in order.
 //!
-//! In: the table, wake-ups, the shutdown's phase. Out: views and check results to the controller, `installed`.
+//! In: the table, what agents say of assignments, wake-ups, the shutdown's phase. Out: views and check results to the controller, `installed`.
 //! Invariants: a table is said to be installed only after every fleet obeys it; a view is taken from a machine
 //! only when there is room to send it, so no count is lost; with the controller gone everything goes on with the
 //! last table. Elsewhere: what a fleet does ([`crate::fleet`]).
@@ -8,7 +8,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use evenkeel_fleet::snapshot::{GatewaySays, Table};
+use evenkeel_fleet::snapshot::{GatewaySays, Settlements, Table};
 use evenkeel_model::{Duration, Instant};
 use evenkeel_protocol::close::{CloseCode, CloseReason};
 use evenkeel_runtime::Phase;
@@ -36,7 +36,7 @@ struct Pulse {
 
 /// Runs until the gateway has left.
 pub(crate) async fn run(shell: Rc<Shell>, links: Links, wake: Rc<Notify>) {
-    let Links { mut table, says, installed, .. } = links;
+    let Links { mut table, says, installed, mut settlements, .. } = links;
     let now = shell.clock.now();
     let checks = Checks::new(Rc::clone(&shell), says.clone());
     let mut pulse = Pulse { shell: Rc::clone(&shell), says, checks, next_view: now, last_view: now };
@@ -52,6 +52,7 @@ pub(crate) async fn run(shell: Rc<Shell>, links: Links, wake: Rc<Notify>) {
                 pulse.install(&latest);
                 installed.send_replace(latest.version);
             }
+            Some(settled) = settlements.recv() => pulse.settle(&settled),
             () = wake.notified() => {}
             () = shell.clock.sleep_until(Some(due)) => {}
         }
@@ -77,6 +78,13 @@ impl Pulse {
             }
         }
         self.checks.reconcile();
+    }
+
+    fn settle(&self, settled: &Settlements) {
+        let now = self.shell.clock.now();
+        for fleet in self.shell.fleets.iter().filter(|fleet| fleet.id == settled.fleet) {
+            fleet.settle(settled, now);
+        }
     }
 
     fn turn(&mut self, now: Instant) {

@@ -124,6 +124,8 @@ mod tests {
         let (_, ready) = watch::channel(true);
         let links = Links {
             directory: directory.clone(),
+            masters: Arc::default(),
+            settlements: Arc::default(),
             clock,
             shutdown: shutdown.clone(),
             metrics: metrics.clone(),

@@ -76,6 +76,7 @@ impl Task {
                 servers: Vec::new(),
                 provider: Provider::Static,
                 report_interval: Duration::from_secs(1),
+                key_file: std::path::PathBuf::from("chat.key"),
             },
             store,
             owners: Owners::default(),

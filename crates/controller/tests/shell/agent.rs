@@ -1,6 +1,12 @@
 //! The dialogue of an agent (docs/reference), by one that was written from the description alone.
 
-use evenkeel_model::Duration;
+use std::os::unix::fs::PermissionsExt;
+
+use evenkeel_fleet::snapshot::Outcome;
+use evenkeel_model::{Duration, Incarnation, Instant, ServerId};
+use evenkeel_protocol::keys::{LiveKeys, MasterKey, TokenKeys};
+use evenkeel_protocol::message::{Down, parse_down};
+use evenkeel_protocol::token::{Audience, Cause, Claims, Refusal, Verifier, mint};
 use evenkeel_runtime::Clock;
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
@@ -9,7 +15,7 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
-use crate::kit::{PATIENCE, World, fleet};
+use crate::kit::{PATIENCE, World, config, directory, fleet};
 
 struct Agent(WebSocketStream<MaybeTlsStream<TcpStream>>);
 
@@ -96,6 +102,104 @@ async fn link_needs_the_token() {
     world.end().await;
 }
 
+/// The names and algorithms of the keys in a message.
+fn names(message: &Value) -> Vec<(String, String)> {
+    let text = |key: &Value, name: &str| key[name].as_str().unwrap().to_owned();
+    message["keys"].as_array().unwrap().iter().map(|key| (text(key, "kid"), text(key, "alg"))).collect()
+}
+
+/// The keys of a message as an agent takes them.
+fn live(message: &Value) -> LiveKeys {
+    match parse_down(&message.to_string()).unwrap().message {
+        Down::Welcome(welcome) => LiveKeys::read(&welcome.keys),
+        Down::Keys(keys) => LiveKeys::read(&keys),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// What a gateway with that master key would mint for server `a` in its life 7.
+fn minted(master: &MasterKey, now: Instant) -> String {
+    let aud = Audience { server: ServerId::new("a").unwrap(), inc: Incarnation(7) };
+    let iat = now.as_millis() / 1_000;
+    let claims = Claims {
+        aud: aud.clone(),
+        iat,
+        exp: iat + 30,
+        jti: "j".to_owned(),
+        rid: "r".to_owned(),
+        sid: "s".to_owned(),
+        path: "/".to_owned(),
+        org: None,
+        cause: Cause::Start,
+        caps: Vec::new(),
+    };
+    mint(TokenKeys::new(master.clone()).signing(&aud, now), &claims).unwrap()
+}
+
+#[tokio::test]
+async fn an_agent_has_the_keys_of_its_life_and_another_master_key_makes_the_old_ones_void() {
+    let settings = fleet("chat", &[]);
+    let path = settings.key_file.clone();
+    let world = World::with_fleets(vec![settings]).await;
+    let master = || MasterKey::parse(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    let mut agent = Agent::dial(&world).await;
+    agent.say(&hello("a", 7)).await;
+    let welcome = agent.hear("welcome").await;
+    let kinds: Vec<_> = names(&welcome).into_iter().map(|(_, alg)| alg).collect();
+    assert_eq!(kinds, ["HS256", "HS256", "A256GCM", "A256GCM"]);
+
+    let now = Instant::from_millis(welcome["now_ms"].as_u64().unwrap());
+    let (before, aud) = (master(), Audience::parse("a#7").unwrap());
+    let token = minted(&before, now);
+    let mut verifier = Verifier::new(aud.clone());
+    verifier.set_keys(live(&welcome).tokens);
+    assert_eq!(verifier.verify(token.as_bytes(), "/", None, now).unwrap().aud, aud);
+
+    let after = MasterKey::from_bytes([7; 32]);
+    std::fs::write(&path, after.to_text()).unwrap();
+    let keys = agent.hear("keys").await;
+    assert!(keys["now_ms"].as_u64().unwrap() > 1_700_000_000_000, "{keys}");
+    assert_eq!(names(&keys), names(&welcome), "the names are of the day, not of the key");
+    let mut verifier = Verifier::new(aud);
+    verifier.set_keys(live(&keys).tokens);
+    assert_eq!(verifier.verify(token.as_bytes(), "/", None, now), Err(Refusal::Signature));
+    assert!(verifier.verify(minted(&after, now).as_bytes(), "/", None, now).is_ok());
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_controller_does_not_start_with_a_key_that_others_can_read() {
+    let settings = fleet("chat", &[]);
+    std::fs::write(&settings.key_file, MasterKey::from_bytes([7; 32]).to_text()).unwrap();
+    std::fs::set_permissions(&settings.key_file, PermissionsExt::from_mode(0o644)).unwrap();
+    let config = config(&directory(), "127.0.0.1:0".parse().unwrap(), vec![settings]);
+    let error = World::start(config).await.err().unwrap();
+    assert_eq!(error.reason(), "key_file_open");
+    assert!(error.to_string().contains("0644"), "{error}");
+}
+
+#[tokio::test]
+async fn what_an_agent_says_of_assignments_reaches_the_gateways_as_of_its_server() {
+    let mut world = World::with_servers(&[]).await;
+    let mut agent = Agent::welcome(&world, "a", 7).await;
+    let event = json!({"op": "event", "events": [{"rid": "x-1", "state": "connected"}, {"rid": "x-2", "state": "expired"}]});
+    agent.say(&event).await;
+    let settled = tokio::time::timeout(PATIENCE, world.settled.recv()).await.unwrap().unwrap();
+    assert_eq!((settled.fleet.as_str(), settled.server.as_str()), ("chat", "a"));
+    let outcomes = [("x-1".to_owned(), Outcome::Connected), ("x-2".to_owned(), Outcome::Expired)];
+    assert_eq!(settled.outcomes, outcomes);
+    // Nobody takes them any more: they are dropped, and the link goes on.
+    for _ in 0..20 {
+        agent.say(&event).await;
+    }
+    agent.say(&report(7, 1, 3)).await;
+    world.peer().wait_for_server("a", |server| server["connections"] == 3).await;
+    let metrics = world.get("/metrics").await.body;
+    let dropped = r#"evenkeel_controller_dropped_total{fleet="chat",what="settlements"} 4"#;
+    assert!(metrics.contains(dropped), "{metrics}");
+    world.end().await;
+}
+
 #[tokio::test]
 async fn hello_is_welcome_and_each_report_renews_the_lease() {
     let world = World::with_servers(&[]).await;
@@ -103,7 +207,7 @@ async fn hello_is_welcome_and_each_report_renews_the_lease() {
     agent.say(&hello("s1", 7)).await;
     let welcome = agent.hear("welcome").await;
     assert!(welcome["now_ms"].as_u64().unwrap() > 1_700_000_000_000, "{welcome}");
-    assert_eq!((&welcome["report_ms"], &welcome["keys"]), (&1000.into(), &json!([])), "{welcome}");
+    assert_eq!(welcome["report_ms"], 1000, "{welcome}");
     let first = agent.hear("desired").await;
     assert_eq!((&first["state"], &first["lease_ms"]), (&"active".into(), &5000.into()), "{first}");
     for seq in 1..4 {

@@ -10,7 +10,7 @@ use evenkeel_controller::{
 };
 use evenkeel_fleet::config::FleetConfig;
 use evenkeel_fleet::controller::Registration;
-use evenkeel_fleet::snapshot::{Executor, GatewaySays, Table};
+use evenkeel_fleet::snapshot::{Executor, GatewaySays, Settlements, Table};
 use evenkeel_model::{Connections, Duration, FleetId, Incarnation, ServerId};
 use evenkeel_runtime::{Clock, Phase, Shutdown, Tasks, Trigger, metrics};
 use serde_json::Value;
@@ -27,6 +27,8 @@ pub(crate) struct World {
     pub(crate) token: String,
     pub(crate) state: PathBuf,
     pub(crate) ready: watch::Sender<bool>,
+    /// What a gateway is told of assignments.
+    pub(crate) settled: mpsc::Receiver<Settlements>,
     _table: watch::Receiver<Arc<Table>>,
     _running: Running,
     _says: mpsc::Sender<GatewaySays>,
@@ -82,6 +84,7 @@ pub(crate) fn fleet(id: &str, servers: &[&str]) -> FleetSettings {
         servers: servers.collect(),
         provider: Provider::Static,
         report_interval: Duration::from_secs(1),
+        key_file: directory().join(format!("{id}.key")),
     }
 }
 
@@ -111,15 +114,33 @@ impl World {
         let (table, seen) = watch::channel(Arc::new(Table::default()));
         let (says, said) = mpsc::channel(16);
         let (ready, is_ready) = watch::channel(false);
-        let links =
-            Links { table, says: said, installed: Vec::new(), recalled: Arc::default(), ready: is_ready };
+        let (settlements, settled) = mpsc::channel(16);
+        let links = Links {
+            table,
+            says: said,
+            installed: Vec::new(),
+            settlements: vec![settlements],
+            recalled: Arc::default(),
+            ready: is_ready,
+        };
         let registry = Arc::new(Mutex::new(metrics::registry()));
         let tasks = Tasks::new();
         let shell = Shell { clock: Clock::start(), shutdown, tasks: tasks.clone(), registry };
         let running = start(config, links, shell).await?;
         let token = std::fs::read_to_string(state.join("admin.token")).unwrap().trim().to_owned();
         let addr = running.admin();
-        Ok(Self { addr, token, state, ready, _table: seen, _running: running, _says: says, trigger, tasks })
+        Ok(Self {
+            addr,
+            token,
+            state,
+            ready,
+            settled,
+            _table: seen,
+            _running: running,
+            _says: says,
+            trigger,
+            tasks,
+        })
     }
 
     pub(crate) fn peer(&self) -> Peer {

@@ -257,7 +257,7 @@ fn fleet(id: FleetId, raw: &RawFleet, at: &At<'_>, base: &Path, problems: &mut P
     let mut speed = 1.0;
     let mut r = Reader { at: at.clone(), problems };
     r.number("speed", raw.speed.as_ref(), &mut speed, 0.01..=1_000.0, 10.0);
-    let mut fleet = Fleet::new(id.clone(), speed);
+    let mut fleet = Fleet::new(id.clone(), speed, base);
     if raw.scale.is_some() {
         let mut scaled = evenkeel_fleet::config::FleetConfig::new(id);
         scaled.scale = Some(ScaleConfig::default());
@@ -270,7 +270,9 @@ fn fleet(id: FleetId, raw: &RawFleet, at: &At<'_>, base: &Path, problems: &mut P
         r.word("scheme", raw.scheme.as_ref(), &mut fleet.scheme, &schemes);
     }
     r.word("pick", raw.pick.as_ref(), &mut fleet.law.place.pick, &PICKS);
-    r.not_yet("key_file", raw.key_file.as_ref(), "");
+    if let Some(path) = path(&mut r, "key_file", raw.key_file.as_ref(), base, "chat.key") {
+        fleet.key_file = path;
+    }
     if let Some(origins) = origins(&mut r, raw.origins.as_ref()) {
         fleet.origins = origins;
     }

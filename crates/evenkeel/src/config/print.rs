@@ -75,7 +75,7 @@ fn fleet(it: &Fleet, base: &Path) -> RawFleet {
         scheme: text(scheme),
         pick: word(it.law.place.pick, &PICKS),
         speed: number(it.speed),
-        key_file: None,
+        key_file: path(&it.key_file, base),
         origins: origins(&it.origins),
         servers: (!it.servers.is_empty()).then(|| it.servers.iter().map(server).collect()),
         score: Some(score(&it.law.score)),

@@ -82,6 +82,8 @@ pub(crate) struct Fleet {
     pub(crate) speed: f64,
     /// How clients reach servers.
     pub(crate) scheme: Scheme,
+    /// The master key of assignments and moves. Default `NAME.key` beside the file, generated.
+    pub(crate) key_file: PathBuf,
     /// Which web pages may connect. Default: those of the host that the request names.
     pub(crate) origins: Origins,
     /// Servers known by name.
@@ -182,9 +184,10 @@ impl Default for Gateway {
 }
 
 impl Fleet {
-    /// All defaults at a speed.
-    pub(crate) fn new(id: FleetId, speed: f64) -> Self {
+    /// All defaults at a speed, with relative paths under `base`.
+    pub(crate) fn new(id: FleetId, speed: f64, base: &std::path::Path) -> Self {
         Self {
+            key_file: base.join(format!("{id}.key")),
             law: FleetConfig::new(id).at_speed(speed),
             speed,
             scheme: Scheme::Auto,

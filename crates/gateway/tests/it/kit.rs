@@ -116,6 +116,8 @@ impl Gate {
             table: table_rx,
             says: says_tx,
             installed: installed_tx,
+            masters: BTreeMap::new(),
+            settlements: tokio::sync::mpsc::channel(1).1,
             recalled: Arc::default(),
             memory: None,
         };
