@@ -8,6 +8,7 @@ mod kit;
 mod origins;
 mod placing;
 mod slow;
+mod strain;
 mod tunnels;
 
 /// The engine of every gateway in these tests; `tests/uring` runs the same ones over another.

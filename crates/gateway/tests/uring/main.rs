@@ -14,6 +14,8 @@ mod kit;
 mod origins;
 #[path = "../it/placing.rs"]
 mod placing;
+#[path = "../it/strain.rs"]
+mod strain;
 #[path = "../it/tunnels.rs"]
 mod tunnels;
 
