@@ -10,6 +10,7 @@ mod peers;
 mod run;
 mod test;
 mod tidy;
+mod typescript;
 
 use std::process::ExitCode;
 
@@ -19,7 +20,7 @@ use clap::Parser;
 #[derive(Parser)]
 #[command(bin_name = "cargo xtask", disable_help_subcommand = true)]
 enum Command {
-    /// Runs every test: with cargo-nextest where it is installed, else with cargo alone.
+    /// Runs every test: Rust's with cargo-nextest where it is installed, else with cargo alone, and TypeScript's.
     Test(test::Options),
     /// Runs the whole gate: format, lints, docs, tidy, dependencies, tests.
     Ci,

@@ -1,7 +1,7 @@
 //! Knows the programs that tests and benchmarks run against, and installs what is missing.
 //!
-//! On Debian as root a missing one is installed with apt-get, its service held back; elsewhere the command to
-//! type is named and the run fails. No test of this workspace needs one so far: the only users are benchmarks.
+//! On Debian as root a missing program is installed with apt-get, its service held back; elsewhere the command to
+//! type is named and the run fails. Python's packages go into a virtual environment below `target/`, whoever runs.
 
 use std::fs;
 use std::path::Path;
@@ -21,6 +21,44 @@ pub(crate) struct Peer {
 pub(crate) const HAPROXY: Peer = Peer { program: "haproxy", package: "haproxy" };
 /// nginx, the other one.
 pub(crate) const NGINX: Peer = Peer { program: "nginx", package: "nginx-light" };
+
+/// Node, which runs the TypeScript packages and their tests.
+pub(crate) const NODE: Peer = Peer { program: "node", package: "nodejs" };
+/// Installs what they need.
+pub(crate) const NPM: Peer = Peer { program: "npm", package: "npm" };
+/// The browser that clients are tried in.
+pub(crate) const CHROMIUM: Peer = Peer { program: "chromium", package: "chromium" };
+/// Python, which runs stock clients.
+pub(crate) const PYTHON: Peer = Peer { program: "python3", package: "python3-venv" };
+
+/// Stock clients of Python that tests dial with, pinned: what they do with an answer is what the tables in the
+/// documentation say.
+const PYTHON_PACKAGES: &[&str] = &["websockets==17.4", "websocket-client==1.9.2", "aiohttp==3.14.5"];
+
+/// Everything that `cargo xtask test` needs besides cargo.
+pub(crate) fn ensure_for_tests() -> Result<()> {
+    ensure(&[NODE, NPM, CHROMIUM, PYTHON])?;
+    ensure_python()
+}
+
+/// A virtual environment with the stock clients, in `target/peers/python`.
+fn ensure_python() -> Result<()> {
+    let folder = run::root().join("target/peers/python");
+    let stamp = folder.join("packages");
+    let wanted = PYTHON_PACKAGES.join("\n");
+    if fs::read_to_string(&stamp).is_ok_and(|there| there == wanted) {
+        return Ok(());
+    }
+    println!("installing Python's clients into target/peers/python: {}", PYTHON_PACKAGES.join(" "));
+    let mut venv = run::command("python3");
+    venv.args(["-m", "venv", "--clear"]).arg(&folder);
+    run::run(venv)
+        .context("python3 makes no virtual environment; on Debian: apt-get install python3-venv")?;
+    let mut pip = run::command(folder.join("bin/pip"));
+    pip.args(["install", "--quiet", "--disable-pip-version-check"]).args(PYTHON_PACKAGES);
+    run::run(pip)?;
+    fs::write(&stamp, wanted).with_context(|| format!("could not write {}", stamp.display()))
+}
 
 /// Makes sure that all of them are there.
 pub(crate) fn ensure(peers: &[Peer]) -> Result<()> {

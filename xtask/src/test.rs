@@ -1,4 +1,4 @@
-//! Runs every test of the workspace and prints what came of it.
+//! Runs every test of the workspace and prints what came of it; peers that are missing are installed first.
 //!
 //! With cargo-nextest where it is installed (one process a test, times, groups), else with `cargo test`, so that
 //! a machine with nothing but cargo passes too. Both end with one line `N passed, N failed, N skipped`.
@@ -11,12 +11,12 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use crate::run;
+use crate::{peers, run, typescript};
 
 /// What to run.
 #[derive(Debug, Args, Default)]
 pub(crate) struct Options {
-    /// Only this package.
+    /// Only this package; `typescript` stands for those of npm.
     #[arg(short, long, value_name = "NAME")]
     package: Option<String>,
     /// Only tests whose name contains this.
@@ -29,9 +29,9 @@ pub(crate) struct Options {
 /// How many tests ended how.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
-    passed: u64,
-    failed: u64,
-    skipped: u64,
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
+    pub(crate) skipped: u64,
 }
 
 impl fmt::Display for Counts {
@@ -42,8 +42,24 @@ impl fmt::Display for Counts {
 
 /// Runs the tests; an error if one fails or none ran.
 pub(crate) fn test(options: &Options) -> Result<Counts> {
+    if options.package.as_deref() == Some(typescript::NAME) {
+        peers::ensure(typescript::PEERS)?;
+        let (outcome, counts) = typescript::test()?;
+        println!("\n{counts}");
+        return outcome.map(|()| counts);
+    }
+    let everything = options.package.is_none() && options.filter.is_none();
+    if everything {
+        peers::ensure_for_tests()?;
+    }
     let nextest = !options.plain && run::succeeds(run::cargo(&["nextest", "--version"]));
     let (outcome, counts) = if nextest { with_nextest(options)? } else { with_cargo(options)? };
+    let (outcome, counts) = if everything {
+        let (typescript, more) = typescript::test()?;
+        (outcome.and(typescript), counts.plus(more))
+    } else {
+        (outcome, counts)
+    };
     println!("\n{counts}");
     outcome?;
     if counts.passed == 0 {
