@@ -35,6 +35,8 @@ export async function steer(manager: object, ek: Negotiator): Promise<Steering> 
   const io = manager as Manager;
   const { session } = ek;
   const gateway = io.uri;
+  // Each engine puts the query of its URI in the place of this one.
+  const query = Object.entries(io.opts.query ?? {});
   let places: string[] = [];
   let asking: Promise<void> | undefined;
   let current = "";
@@ -42,8 +44,7 @@ export async function steer(manager: object, ek: Negotiator): Promise<Steering> 
 
   const point = (url: string) => {
     const to = new URL(url, gateway);
-    // A query in the URI replaces that of the options.
-    for (const [name, value] of Object.entries(io.opts.query ?? {})) to.searchParams.set(name, String(value));
+    for (const [name, value] of query) to.searchParams.set(name, String(value));
     current = url;
     io.uri = `${to.protocol}//${to.host}${to.search ? `/${to.search}` : ""}`;
   };

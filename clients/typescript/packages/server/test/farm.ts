@@ -138,15 +138,25 @@ export class Farm {
   }
 
   /** A server with these hooks, linked to the node. */
-  async server(id: string, hooks: Hooks, more: Partial<EvenkeelOptions> & ServeOptions = {}): Promise<FarmServer> {
+  server(id: string, hooks: Hooks, more: Partial<EvenkeelOptions> & ServeOptions = {}): Promise<FarmServer> {
+    const { path, perMessageDeflate, maxPayload, handleProtocols } = more;
+    const options = { path, perMessageDeflate, maxPayload, handleProtocols } as ServeOptions;
+    return this.adopt(id, (evenkeel, http) => void serve(evenkeel, http, hooks, options), more);
+  }
+
+  /** A server that is set up so, linked to the node. */
+  async adopt(
+    id: string,
+    setUp: (evenkeel: Evenkeel, http: Server) => void,
+    more: Partial<EvenkeelOptions> = {},
+  ): Promise<FarmServer> {
     const http = createServer();
     const host = await listen(http);
     const log = () => {};
     const evenkeel = new Evenkeel({ id, url: `ws://${host}`, nodes: [this.node], token: "secret", log, ...more });
     idOf.set(evenkeel, id);
     atEnd(() => evenkeel.stop());
-    const { path, perMessageDeflate, maxPayload, handleProtocols } = more;
-    serve(evenkeel, http, hooks, { path, perMessageDeflate, maxPayload, handleProtocols } as ServeOptions);
+    setUp(evenkeel, http);
     const server: FarmServer = { evenkeel, host, http, said: [], tell: () => {} };
     this.servers.push(server);
     await until(`${id} is linked`, () => evenkeel.isLinked);
@@ -174,6 +184,7 @@ export class Farm {
   negotiate(): Promise<string> {
     return listen(
       createServer((request, response) => {
+        if (request.method !== "POST") return void response.writeHead(404).end();
         let body = "";
         request.on("data", (chunk) => (body += chunk));
         request.on("end", () => {
@@ -194,7 +205,9 @@ export class Farm {
     const id = idOf.get(server.evenkeel)!;
     const [route, query] = String(path).split("?");
     const url = `ws://${server.host}${route}?${query ? `${query}&` : ""}_ek=${this.mint(id, { path: route, sid, cause })}`;
-    return { v: 1, url, connect_ms: 5_000, sid, ticket, alt: [], proxy: null, retry: { base_ms: 20, cap_ms: 200 } };
+    // As far as this gateway reads tickets.
+    const next = `h.${Buffer.from(JSON.stringify({ sid, source: id })).toString("base64url")}.s`;
+    return { v: 1, url, connect_ms: 5_000, sid, ticket: next, alt: [], proxy: null, retry: { base_ms: 20, cap_ms: 200 } };
   }
 
   /** A gateway that proxies: its `host:port`. */
