@@ -1,6 +1,9 @@
 //! What the product takes of its machine, and what it leaves for its own work.
 
+use std::time::Duration;
+
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
 use crate::kit::world::CONFIG;
@@ -10,6 +13,9 @@ use crate::kit::{Client, EchoOptions, Refused, World};
 const OPEN_FILES: u32 = 600;
 /// Servers the file names: each may have an agent, and a second link of it beside a broken one.
 const SERVERS: usize = 60;
+
+/// Longest time for the admin listener to let an agent in.
+const SOON: Duration = Duration::from_secs(10);
 
 fn servers_nobody_is() -> String {
     let servers = (0..SERVERS).map(|n| format!("{{ id = \"x{n}\", url = \"ws://127.0.0.1:9\" }}"));
@@ -40,7 +46,8 @@ async fn a_gateway_full_of_tunnels_leaves_room_for_agents_and_operators() {
         let token = format!("Bearer {}", evenkeel.admin.token.as_deref().unwrap_or_default());
         request.headers_mut().insert("authorization", token.parse().expect("a token is ASCII"));
         let stream = TcpStream::connect(evenkeel.admin.addr).await.expect("the admin listener accepts");
-        let (link, _) = tokio_tungstenite::client_async(request, stream).await.expect("an agent is let in");
+        let asked = timeout(SOON, tokio_tungstenite::client_async(request, stream)).await;
+        let (link, _) = asked.expect("an answer in time").expect("an agent is let in");
         links.push(link);
     }
     let status = world.run(&["status", "-c", CONFIG]);
