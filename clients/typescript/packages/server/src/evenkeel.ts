@@ -220,6 +220,7 @@ export class Evenkeel {
 
   #deny(status: Denial["status"], why: string): Denial {
     this.#registry.refuse();
+    this.#look();
     const headers: Record<string, string> = { "content-type": "application/json", "cache-control": "no-store" };
     if (status === 503) Object.assign(headers, { "evenkeel-draining": "1", "retry-after": "1" });
     if (status === 401) this.#log("warn", "handshake refused", { reason: why });

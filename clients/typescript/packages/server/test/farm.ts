@@ -75,6 +75,8 @@ export interface FarmServer {
 export class Farm {
   readonly servers: FarmServer[] = [];
   /** Every question that was negotiated. */
+  /** Ids of every hello. */
+  readonly hellos: string[] = [];
   readonly questions: (Record<string, unknown> & { cause: string })[] = [];
   #master = randomBytes(32);
   #inc = new Map<string, number>();
@@ -128,6 +130,7 @@ export class Farm {
       const message = JSON.parse(String(data)) as Up;
       if (message.op === "hello") {
         const id = String(message.id);
+        this.hellos.push(id);
         this.#inc.set(id, Number(message.inc));
         server = this.servers.find(({ evenkeel }) => idOf.get(evenkeel) === id);
         if (server) server.tell = (message) => link.send(JSON.stringify({ now_ms: Date.now(), ...message }));
