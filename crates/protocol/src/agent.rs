@@ -4,7 +4,8 @@
 //! (texts to send, links to end, connections to close, whom to admit), and [`Agent::poll_timeout`].
 //! Invariants: no report before the welcome of its link; `seq` rises within one incarnation; of two nodes the
 //! higher fence wins whichever link it came by; `drained` is said only with no connection left; with every link
-//! gone closing stops when the lease ends and the state stays. Elsewhere: the pace (`executor`), the text
+//! gone closing stops when the lease ends and the state stays; keys are those of this life, or none; what became of
+//! assignments is said before the report that counts them. Elsewhere: the pace (`executor`), the text
 //! (`message`), sockets, redials and which connections (`evenkeel_agent`).
 
 use alloc::collections::{BTreeMap, VecDeque};
@@ -19,7 +20,7 @@ use evenkeel_model::{
 
 use crate::close::CloseReason;
 use crate::executor::{Admit, Closes, Executor, Taken};
-use crate::message::{Down, Hello, Profile, Up, Welcome, encode_up, parse_down};
+use crate::message::{Down, EVENTS_MAX, Event, Hello, Key, Profile, Up, Welcome, encode_up, parse_down};
 
 /// Links an agent keeps at most: two nodes, so that one may go.
 pub const LINKS_MAX: usize = 2;
@@ -44,6 +45,13 @@ const WELCOME_WITHIN: Duration = Duration::from_secs(5);
 /// would otherwise look alive for as long as the kernel retries, about 15 min.
 const PING_AFTER: Duration = Duration::from_secs(5);
 const SILENT_AFTER: Duration = Duration::from_secs(15);
+
+/// What became of assignments is told together, after so long at the most: their gateways count them as on their way
+/// until then, and as lost after 10 s.
+const EVENTS_WITHIN: Duration = Duration::from_millis(100);
+
+/// Events kept while no node listens; of more the oldest are dropped, for their gateways no longer wait for them.
+const EVENTS_KEPT: usize = 4_096;
 
 /// A hello that was stale so often within [`STALE_WITHIN`] waits for the redial's back-off: two processes that use
 /// one id would otherwise outbid each other as fast as the network goes.
@@ -84,6 +92,8 @@ pub enum Input<'a> {
     Held(Held),
     /// How busy the process is now.
     Measured(Measures),
+    /// What became of an assignment for this server.
+    Settled(Event),
     /// Of the connections that [`Output::Close`] asked for, so many were chosen.
     Chosen {
         /// Asked for.
@@ -109,6 +119,14 @@ pub enum Output {
     Admit(Admit),
     /// A token bound to this id, to be sent on redials.
     Credential(String),
+    /// The complete live list of keys for this life of the server, whenever it is another one; keys not in it are
+    /// dead. Check on the time of [`Agent::node_clock`].
+    Keys {
+        /// The life they are for.
+        inc: Incarnation,
+        /// The list.
+        keys: Vec<Key>,
+    },
     /// A node found a message of ours unusable; a human should know.
     Refused {
         /// What it said.
@@ -116,6 +134,21 @@ pub enum Output {
     },
     /// The server is `stopped` and holds nothing: the process may end.
     Finished,
+}
+
+/// The time of the nodes, by which assignments are minted: it came with a message and goes on from there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NodeClock {
+    node: Instant,
+    at: Instant,
+}
+
+impl NodeClock {
+    /// The nodes' time at our `now`.
+    #[must_use]
+    pub fn read(self, now: Instant) -> Instant {
+        self.node + now.since(self.at)
+    }
 }
 
 /// What an agent is told once.
@@ -151,6 +184,11 @@ pub struct Agent {
     /// [`Output::Admit`] was given out and no count came since.
     uncounted: bool,
     finished: bool,
+    keys: Vec<Key>,
+    clock: Option<NodeClock>,
+    events: VecDeque<Event>,
+    /// When they are to be told.
+    events_at: Instant,
     outputs: VecDeque<Output>,
 }
 
@@ -207,6 +245,10 @@ impl Agent {
             asking: false,
             uncounted: false,
             finished: false,
+            keys: Vec::new(),
+            clock: None,
+            events: VecDeque::new(),
+            events_at: now,
             outputs: VecDeque::new(),
         }
     }
@@ -224,6 +266,7 @@ impl Agent {
             Input::Heard(link) => self.heard(link, now),
             Input::Held(_) => {}
             Input::Measured(measures) => self.measured(measures, now),
+            Input::Settled(event) => self.settled(event, now),
             Input::Chosen { asked, chosen } => self.chosen(asked, chosen, now),
         }
         self.settle();
@@ -233,6 +276,9 @@ impl Agent {
     /// Fires what is due.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.watch_links(now);
+        if self.events_due().is_some_and(|due| now >= due) {
+            self.tell_events();
+        }
         if now >= self.reported.next && self.is_linked() {
             self.report(now);
         }
@@ -260,7 +306,7 @@ impl Agent {
             Phase::Up => Some(link.heard + if link.pinged { SILENT_AFTER } else { PING_AFTER }),
         });
         let closes = (!self.asking).then(|| self.executor.poll_timeout(self.open())).flatten();
-        links.chain(report).chain(closes).min()
+        links.chain(report).chain(closes).chain(self.events_due()).min()
     }
 
     /// The order in force.
@@ -285,6 +331,12 @@ impl Agent {
     #[must_use]
     pub const fn inc(&self) -> Incarnation {
         self.config.inc
+    }
+
+    /// The nodes' time; `None` before the first message of one. Of several nodes the last message counts.
+    #[must_use]
+    pub const fn node_clock(&self) -> Option<NodeClock> {
+        self.clock
     }
 
     /// Whether a node answered the hello on at least one link.
@@ -340,7 +392,12 @@ impl Agent {
             return;
         }
         match parse_down(text) {
-            Ok(received) => self.message(link, received.message, now),
+            Ok(received) => {
+                if let Some(node) = received.node_now {
+                    self.clock = Some(NodeClock { node, at: now });
+                }
+                self.message(link, received.message, now);
+            }
             // A node of another version may say more than we know; what we cannot read changes nothing.
             Err(error) => self.outputs.push_back(Output::Refused { why: error.to_string() }),
         }
@@ -350,8 +407,7 @@ impl Agent {
         match message {
             Down::Welcome(welcome) => self.welcomed(link, welcome, now),
             Down::Desired(desired) => self.ordered(link, desired, now),
-            // Keys check assignments; a server that takes every client has no use for them.
-            Down::Keys(_) => {}
+            Down::Keys(keys) => self.keyed(keys),
             Down::Stale { known } => self.outbid(link, known, now),
             Down::Error { why } => self.outputs.push_back(Output::Refused { why }),
         }
@@ -362,8 +418,16 @@ impl Agent {
         self.report_each = welcome.report;
         self.executor.report_each(welcome.report);
         self.outputs.extend(welcome.credential.map(Output::Credential));
+        self.keyed(welcome.keys);
         // At once: until it arrives the node knows nothing of this server.
         self.report(now);
+    }
+
+    fn keyed(&mut self, keys: Vec<Key>) {
+        if keys != self.keys {
+            self.keys.clone_from(&keys);
+            self.outputs.push_back(Output::Keys { inc: self.config.inc, keys });
+        }
     }
 
     fn ordered(&mut self, link: LinkId, desired: Desired, now: Instant) {
@@ -389,6 +453,8 @@ impl Agent {
         if known >= self.config.inc {
             self.config.inc = known.next();
             self.seq = 0;
+            // Those of the life that we thought we had.
+            self.keyed(Vec::new());
         }
         if self.stale.times > STALE_MAX {
             self.with(link, |link| *link = Link::default());
@@ -429,8 +495,37 @@ impl Agent {
         self.measures = measures;
     }
 
+    fn settled(&mut self, event: Event, now: Instant) {
+        if self.events.is_empty() {
+            self.events_at = now + EVENTS_WITHIN;
+        }
+        if self.events.len() >= EVENTS_KEPT {
+            self.events.pop_front();
+        }
+        self.events.push_back(event);
+        if self.events.len() >= EVENTS_MAX && self.is_linked() {
+            self.tell_events();
+        }
+    }
+
+    fn events_due(&self) -> Option<Instant> {
+        (!self.events.is_empty() && self.is_linked()).then_some(self.events_at)
+    }
+
+    /// All events to every node that welcomed us.
+    fn tell_events(&mut self) {
+        while !self.events.is_empty() {
+            let some = self.events.drain(..self.events.len().min(EVENTS_MAX)).collect();
+            let message = Up::Event(some);
+            for link in self.ids(|phase| phase == Phase::Up) {
+                self.send(link, &message);
+            }
+        }
+    }
+
     /// One report to every node that welcomed us.
     fn report(&mut self, now: Instant) {
+        self.tell_events();
         self.seq += 1;
         let report = Report {
             inc: self.config.inc,

@@ -88,7 +88,7 @@ impl Bench {
                 Output::End(LinkId(link), _) => self.ends.push(link as u64),
                 Output::Finished => self.finished = true,
                 Output::Admit(_) => self.agent.handle(Input::Held(self.held()), self.now),
-                Output::Ping(_) | Output::Credential(_) | Output::Refused { .. } => {}
+                Output::Ping(_) | Output::Credential(_) | Output::Keys { .. } | Output::Refused { .. } => {}
             }
         }
     }

@@ -145,7 +145,7 @@ impl World {
                     let counts = self.hosts[host].counts();
                     self.hosts[host].agent.handle(Input::Held(counts), self.now);
                 }
-                Output::Ping(_) | Output::Credential(_) | Output::Finished => {}
+                Output::Ping(_) | Output::Credential(_) | Output::Keys { .. } | Output::Finished => {}
             }
         }
         let Some(due) = self.hosts[host].agent.poll_timeout().map(|due| due.max(self.now)) else { return };
