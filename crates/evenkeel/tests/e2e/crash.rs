@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::time::Duration;
 
+use rustix::process::Signal;
+
 use crate::kit::world::CONFIG;
-use crate::kit::{Crowd, EchoOptions, Evenkeel, World, pause, until};
+use crate::kit::{Crowd, EchoOptions, Evenkeel, World, pause, process, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drain_resumes_after_the_controller_was_killed() {
@@ -168,10 +170,7 @@ async fn wait_kept(world: &World, words: &[&str]) {
 /// A hundred clients a second, who come while nobody listens, while the process starts again and until every agent is
 /// back. Whoever is let in gets a server.
 async fn stream_over_the_restart(evenkeel: &mut Evenkeel, world: &World) -> Crowd {
-    let mut crowd = Crowd::at(evenkeel.gateway);
-    tokio::join!(crowd.arrive(700, Duration::from_millis(10)), evenkeel.restart(world));
-    let failed: Vec<String> =
-        crowd.refused().into_iter().filter(|why| !why.contains("Connection refused")).collect();
+    let (crowd, failed) = stream(evenkeel, world).await;
     assert!(failed.is_empty(), "{} were let in and failed: {failed:#?}", failed.len());
     assert!(
         crowd.placed().len() > 400,
@@ -179,6 +178,14 @@ async fn stream_over_the_restart(evenkeel: &mut Evenkeel, world: &World) -> Crow
         crowd.placed().len()
     );
     crowd
+}
+
+/// The crowd, and those of it that were let in and got no server.
+async fn stream(evenkeel: &mut Evenkeel, world: &World) -> (Crowd, Vec<String>) {
+    let mut crowd = Crowd::at(evenkeel.gateway);
+    tokio::join!(crowd.arrive(700, Duration::from_millis(10)), evenkeel.restart(world));
+    let failed = crowd.refused().into_iter().filter(|why| !why.contains("Connection refused")).collect();
+    (crowd, failed)
 }
 
 /// No server gets more than its fair share and a fifth of it, of the first two hundred and of all.
@@ -193,4 +200,23 @@ fn assert_even(crowd: &Crowd, servers: usize) {
         let most = by_server.values().copied().max().unwrap_or_default();
         assert!(most * servers * 5 <= count * 6, "of {count}: {by_server:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_that_died_with_the_process_cost_only_the_clients_that_find_out() {
+    let world = World::new("kill-all");
+    let fleet = crate::scale::provider("min = 3\nmax = 3\n", "").replace("assumed = 50", "assumed = 1000");
+    let mut evenkeel = world.serve(&fleet).await;
+    crate::scale::wait_servers(&evenkeel, 3).await;
+    until("the snapshot is kept", Duration::from_secs(10), || async {
+        (kept(&world).matches("\"active\"").count() == 3).then_some(())
+    })
+    .await;
+    evenkeel.process.kill();
+    world.provided().into_iter().for_each(|id| process::send(id, Signal::KILL));
+    let (crowd, failed) = stream(&mut evenkeel, &world).await;
+    // A client tries three servers. Only who comes in the same instant may find them all shut too; all others wait
+    // until they are back.
+    assert!(failed.len() <= 3, "{failed:#?}");
+    assert!(crowd.placed().len() > 400, "{} placed", crowd.placed().len());
 }

@@ -263,7 +263,10 @@ impl Controller {
         member.seen.clear();
         member.pulse.died();
         member.boot_failed = !was_up;
-        self.heard_again(server, now);
+        if process == Process::Down {
+            // One that is started again will report soon, and gateways that hold the old table wait for that.
+            self.heard_again(server, now);
+        }
         self.lose(live, now);
         if !was_up {
             self.boot_failed(server, now);

@@ -167,6 +167,25 @@ fn a_recalled_server_found_dead_by_a_gateway_is_not_waited_for() {
 }
 
 #[test]
+fn a_server_whose_process_is_started_again_is_waited_for_and_one_that_stays_down_is_not() {
+    for (restart, published) in [(true, false), (false, true)] {
+        let mut world = three();
+        world.restart_recalling();
+        world.comes_back("a");
+        world.comes_back("b");
+        let restart_at = restart.then(|| world.now + Duration::from_millis(100));
+        let exited = Provided::Exited { server: id("c"), why: "killed".to_string(), restart_at };
+        world.handle(Input::Provided(exited));
+        world.idle(500);
+        assert_eq!(world.published(), published);
+        world.with_host("c", |host| (host.inc, host.seq) = (9, 0));
+        world.comes_back("c");
+        world.idle(100);
+        assert_eq!(world.in_table()[2], well("c"));
+    }
+}
+
+#[test]
 fn a_listed_server_whose_agent_does_not_come_back_is_checked_by_gateways() {
     let mut world = three();
     world.restart_recalling();
