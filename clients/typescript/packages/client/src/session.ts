@@ -9,7 +9,7 @@ import { Backoff, MIN_UPTIME_MS, type Later } from "./backoff.js";
 import { parseObject, randomId } from "./frame.js";
 import type { Cause } from "./machine.js";
 import { here, sleep } from "./network.js";
-import { claimsOf, keyOf, withoutKeys } from "./url.js";
+import { claimsOf, keyOf, withKeys, withoutKeys } from "./url.js";
 
 /** Where to connect, best first. */
 export interface Assignment {
@@ -80,12 +80,15 @@ export class Session {
   #avoid: string[] = [];
   #cause: Cause = "start";
   #assigned = 0;
+  /** An assignment that came in the URL: good once. */
+  #given: string | undefined;
   /** When the gateway wants to be asked again. */
   #later: Later | undefined;
 
   /** With options: asks the gateway of this URL. Without: dials the URL itself each time. */
   constructor(url: string, options?: NegotiatorOptions) {
     this.url = withoutKeys(url);
+    this.#given = keyOf(url, "_ek");
     this.#options = options;
   }
 
@@ -120,7 +123,11 @@ export class Session {
   /** Where to dial now. Rejects with a {@link NegotiateError}. */
   async assign(cause: Cause, ticket?: string, signal?: AbortSignal): Promise<Assignment> {
     this.#assigned = Date.now();
-    if (!this.#options) return { urls: [this.url], connectMs: CONNECT_MS };
+    if (!this.#options) {
+      const _ek = this.#given;
+      this.#given = undefined;
+      return { urls: [withKeys(this.url, { _ek })], connectMs: CONNECT_MS };
+    }
     const page = new URL(this.url);
     const question = {
       v: 1,

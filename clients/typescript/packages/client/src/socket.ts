@@ -151,7 +151,7 @@ export class EvenkeelSocket extends EventTarget implements WebSocket {
     const issued = typeof url === "function" ? undefined : issuedFor(String(url));
     this.#issued = issued?.assignment;
     const given = typeof url === "function" ? url.session : issued?.session;
-    this.#session = given ?? sessionOf(this.url, options.negotiate, idle);
+    this.#session = given ?? sessionOf(text, options.negotiate, idle);
     // Those of a negotiator are its own; those that dial as they are told have nothing to hand on.
     this.#idle = given || !options.negotiate ? [] : idle;
     const { messages = 1024, bytes = 1 << 20 } = options.buffer ?? {};
@@ -415,10 +415,10 @@ function nativeOf(options: EvenkeelOptions): NativeWebSocket {
 
 function sessionOf(url: string, negotiate: EvenkeelOptions["negotiate"], idle: Session[]): Session {
   if (!negotiate) return new Session(url);
-  const route = url.split("?")[0];
+  const route = withoutKeys(url).split("?")[0];
   const at = idle.findIndex((session) => session.url.split("?")[0] === route);
   const again = at < 0 ? undefined : idle.splice(at, 1)[0];
-  return Object.assign(again ?? new Session(url, negotiate === true ? {} : negotiate), { url });
+  return Object.assign(again ?? new Session(url, negotiate === true ? {} : negotiate), { url: withoutKeys(url) });
 }
 
 function failureOf(error: unknown): Failure {

@@ -67,6 +67,19 @@ describe("as a WebSocket, it", () => {
     expect(ctls).not.toContain(undefined);
   });
 
+  it("takes an assignment in its URL along, once", async () => {
+    const urls: string[] = [];
+    const { host } = await server((socket, request) => {
+      urls.push(request.url ?? "");
+      if (urls.length === 1) socket.terminate();
+    });
+    const { socket } = open(`ws://${host}/chat?room=7&_ek=t.o.k&_ekm=old`, { reconnect: true });
+    await next(socket, "reopened");
+    expect(urls[0]).toMatch(/^\/chat\?room=7&_ek=t\.o\.k&_ekm=[\w-]{22}&_eks=[\w-]{22}$/);
+    expect(urls[1]).toMatch(/^\/chat\?room=7&_ekm=[\w-]{22}&_eks=[\w-]{22}$/);
+    expect(socket.url).toBe(`ws://${host}/chat?room=7`);
+  });
+
   it("tells the server the code and reason of the application, or none", async () => {
     const closes: string[] = [];
     const { host } = await server((socket) => socket.on("close", (code, reason) => closes.push(`${code} ${reason}`)));

@@ -205,7 +205,7 @@ export class Evenkeel {
   #let(url: string, parks: boolean, claims: Claims | undefined): Admission {
     const ctl = keyOf(url, "_ekm");
     const own = keyOf(url, "_eks");
-    const sid = (parks ? own : undefined) ?? claims?.sid ?? own ?? randomId();
+    const sid = claims?.sid ?? own ?? randomId();
     this.#registry.arrive();
     const isCtl = ctl !== undefined && /^[\w-]{22}$/.test(ctl);
     return {

@@ -125,6 +125,7 @@ export class Farm {
   }
 
   #linked(link: WebSocket): void {
+    const tell = (message: object) => link.send(JSON.stringify({ now_ms: Date.now(), ...message }));
     let server: FarmServer | undefined;
     link.on("message", (data) => {
       const message = JSON.parse(String(data)) as Up;
@@ -133,8 +134,8 @@ export class Farm {
         this.hellos.push(id);
         this.#inc.set(id, Number(message.inc));
         server = this.servers.find(({ evenkeel }) => idOf.get(evenkeel) === id);
-        if (server) server.tell = (message) => link.send(JSON.stringify({ now_ms: Date.now(), ...message }));
-        server?.tell({ op: "welcome", report_ms: 100, keys: this.keys(id) });
+        if (server) server.tell = tell;
+        tell({ op: "welcome", report_ms: 100, keys: this.keys(id) });
       }
       server?.said.push(message);
     });
