@@ -1,5 +1,6 @@
 //! Turns what a server says of itself into a registration, or refuses it with the field's name.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use evenkeel_fleet::controller::Registration;
@@ -83,7 +84,7 @@ fn of_profile(
         allowed,
     })?;
     if let Some(url) = &profile.public_url {
-        check_url(url).map_err(|allowed| RegistrationError {
+        check_public_url(url).map_err(|allowed| RegistrationError {
             field: "public_url",
             value: format!("{url:?}"),
             allowed,
@@ -120,13 +121,28 @@ pub fn check_server_url(url: &str) -> Result<(), &'static str> {
     check_url(url)
 }
 
+/// Checks the URL that clients are sent to: `ws://` or `wss://`, a host that can be reached.
+///
+/// # Errors
+/// What is allowed instead.
+pub fn check_public_url(url: &str) -> Result<(), &'static str> {
+    check_url(url)?;
+    let authority = authority(url).unwrap_or_default();
+    let host = authority.strip_prefix('[').map_or_else(
+        || authority.split(':').next().unwrap_or_default(),
+        |v6| v6.split(']').next().unwrap_or_default(),
+    );
+    let nowhere = host.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified() || ip.is_multicast());
+    if nowhere { Err("a server's public URL names a host that clients can connect to") } else { Ok(()) }
+}
+
 /// Checks a `ws://` or `wss://` URL: host, a port where given, no user, no query, no fragment.
 ///
 /// # Errors
 /// What is allowed instead.
 pub fn check_url(url: &str) -> Result<(), &'static str> {
     const ALLOWED: &str = "allowed is a URL such as \"ws://127.0.0.1:9001\"";
-    let rest = url.strip_prefix("ws://").or_else(|| url.strip_prefix("wss://")).ok_or(ALLOWED)?;
+    let rest = after_scheme(url).ok_or(ALLOWED)?;
     if !rest.bytes().all(|b| {
         b.is_ascii_graphic() && !matches!(b, b'"' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}')
     }) {
@@ -135,11 +151,19 @@ pub fn check_url(url: &str) -> Result<(), &'static str> {
     if rest.contains(['?', '#']) {
         return Err("a server's URL has no query and no fragment");
     }
-    let authority = rest.split_once('/').map_or(rest, |(authority, _)| authority);
+    let authority = authority(url).ok_or(ALLOWED)?;
     if authority.contains('@') {
         return Err("a server's URL has no user and no password");
     }
     check_authority(authority).then_some(()).ok_or(ALLOWED)
+}
+
+fn after_scheme(url: &str) -> Option<&str> {
+    url.strip_prefix("ws://").or_else(|| url.strip_prefix("wss://"))
+}
+
+fn authority(url: &str) -> Option<&str> {
+    after_scheme(url).and_then(|rest| rest.split('/').next())
 }
 
 fn check_authority(authority: &str) -> bool {
@@ -152,9 +176,11 @@ fn check_authority(authority: &str) -> bool {
         },
         None => authority.split_once(':').map_or((authority, None), |(host, port)| (host, Some(port))),
     };
-    let named = !host.is_empty()
-        && host.len() <= 253
-        && host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'));
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+    };
+    let named = host.len() <= 253 && host.split('.').all(label);
     let numbered = port.is_none_or(|port| {
         port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port > 0)
     });
@@ -187,8 +213,48 @@ mod tests {
             "ws://[x]:1",
             "ws://a:1:2",
             "wss://a:1",
+            "ws://a..b",
+            "ws://.a",
+            "ws://a.",
         ] {
             assert!(check_server_url(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn public_urls_lead_a_client_to_one_host_and_nowhere_else() {
+        for good in [
+            "wss://a.ws.example.com",
+            "ws://127.0.0.1:9001/",
+            "wss://[2001:db8::1]:8443/chat",
+            "wss://xn--mnchen-3ya.example",
+        ] {
+            assert_eq!(check_public_url(good), Ok(()), "{good}");
+        }
+        for bad in [
+            "https://a.example",
+            "wss:a.example",
+            "WSS://a.example",
+            "//a.example",
+            "wss://",
+            "wss://user@a.example",
+            "wss://a.example:443@evil.example",
+            "wss://a.example?_ek=x",
+            "wss://a.example#x",
+            "wss://a.example/x?y",
+            "wss://a.example\\@evil.example",
+            "wss://a.example/\r\nLocation: x",
+            "wss://a.example\0",
+            "wss://a.example\t",
+            "wss://m\u{fc}nchen.example",
+            "wss://0.0.0.0:9001",
+            "wss://[::]",
+            "wss://224.0.0.1",
+            "wss://[ff02::1]:1",
+            "wss://a.example:443:80",
+            "wss://a example",
+        ] {
+            assert!(check_public_url(bad).is_err(), "{bad:?}");
         }
     }
 }

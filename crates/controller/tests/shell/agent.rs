@@ -168,6 +168,29 @@ async fn an_agent_has_the_keys_of_its_life_and_another_master_key_makes_the_old_
 }
 
 #[tokio::test]
+async fn a_public_url_that_could_lead_a_client_astray_is_refused_and_the_server_not_taken() {
+    let world = World::with_servers(&[]).await;
+    for bad in [
+        "https://a.example",
+        "wss://u:p@a.example",
+        "wss://a.example/?x",
+        "wss://a.example#f",
+        "wss://0.0.0.0",
+    ] {
+        let mut agent = Agent::dial(&world).await;
+        let mut hello = hello("a", 7);
+        hello["public_url"] = bad.into();
+        agent.say(&hello).await;
+        let error = agent.hear("error").await;
+        let why = error["why"].as_str().unwrap();
+        assert!(why.contains("public_url") && why.contains(bad), "{why}");
+        assert_eq!(agent.closed().await, (1008, "ek:bad_field".to_owned()), "{bad}");
+    }
+    assert_eq!(world.get("/v1/servers").await.json(), json!([]));
+    world.end().await;
+}
+
+#[tokio::test]
 async fn a_controller_does_not_start_with_a_key_that_others_can_read() {
     let settings = fleet("chat", &[]);
     std::fs::write(&settings.key_file, MasterKey::from_bytes([7; 32]).to_text()).unwrap();

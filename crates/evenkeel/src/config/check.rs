@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use evenkeel_controller::registration::{check_public_url, check_server_url};
 use evenkeel_fleet::config::{PickRule, ScaleConfig};
 use evenkeel_gateway::config::{CheckConfig, CheckKind, EngineKind};
 use evenkeel_model::{Connections, FleetId, GatewayId, ServerId};
@@ -306,11 +307,11 @@ fn server(raw: &RawServer, at: At<'static>, problems: &mut Problems) -> Option<S
         r.not_yet("url", raw.url.as_ref(), "gateways reach servers by ws:// only");
         None
     } else {
-        let url = |text: &str| valid_url(text, &["ws"]).then(|| text.to_owned());
+        let url = |text: &str| check_server_url(text).is_ok().then(|| text.to_owned());
         r.text("url", raw.url.as_ref(), url, URL_ALLOWED, "ws://127.0.0.1:9001")
     };
-    let public = |text: &str| valid_url(text, &["ws", "wss"]).then(|| text.to_owned());
-    let allowed = "ws:// or wss:// with a host";
+    let public = |text: &str| check_public_url(text).is_ok().then(|| text.to_owned());
+    let allowed = "ws:// or wss:// with a host that clients can connect to, without user, query and fragment";
     let public_url = r.text("public_url", raw.public_url.as_ref(), public, allowed, "wss://a.ws.example.com");
     let mut capacity = 0;
     r.whole("capacity", raw.capacity.as_ref(), &mut capacity, 1..=100_000_000, 10_000);
@@ -518,23 +519,6 @@ fn address(r: &mut Reader<'_>, key: &str, raw: Option<&Value>, example: &str) ->
 fn path(r: &mut Reader<'_>, key: &str, raw: Option<&Value>, base: &Path, example: &str) -> Option<PathBuf> {
     let path = |text: &str| (!text.is_empty()).then(|| base.join(text));
     r.text(key, raw, path, "a path, relative to this file or absolute", example)
-}
-
-/// A URL `scheme://host[:port][/prefix]` without user, query and fragment.
-pub(crate) fn valid_url(text: &str, schemes: &[&str]) -> bool {
-    let Some((scheme, rest)) = text.split_once("://") else { return false };
-    let (authority, prefix) = rest.find('/').map_or((rest, ""), |slash| rest.split_at(slash));
-    let (host, port) = match authority.rsplit_once(':') {
-        Some((host, port)) if !port.contains(']') => (host, Some(port)),
-        _ => (authority, None),
-    };
-    let port_ok = port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port > 0));
-    let inner = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-    let host_ok = match inner {
-        Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok(),
-        None => valid_host(host),
-    };
-    schemes.contains(&scheme) && host_ok && port_ok && (prefix.is_empty() || valid_path(prefix))
 }
 
 fn valid_host(text: &str) -> bool {
