@@ -288,7 +288,7 @@ impl<M: Payload> Session<M> {
         matches!(self.phase, Phase::Serving { open: Some(_) } | Phase::Detaching { .. })
     }
 
-    /// Whether the application has, or is taking over, the session of this connection.
+    /// Whether it came to park and its session was not taken over.
     #[must_use]
     pub const fn is_parked(&self) -> bool {
         matches!(self.phase, Phase::Awaiting { .. } | Phase::Parked { .. })
