@@ -5,7 +5,7 @@
 //! - [`client`]: the machine of one client session: dials, moves, comes back.
 //! - [`server`]: the machine of one connection at a server: sends clients away, parks and takes over those that come.
 //!
-//! Invariants of both machines together, explored state by state in `tests/explore_moves.rs`: no message of an
+//! Invariants of both machines together, explored state by state in `tests/explore_moves`: no message of an
 //! application is delivered twice or out of order; none is missing without a `gap` having been reported; a move that
 //! completes has none; neither end waits for ever. Messages of applications are opaque to the machines
 //! ([`Payload`]); tickets and sealed states too ([`Opaque`]): making and opening them is the caller's (`ticket`,
