@@ -85,27 +85,39 @@ struct Overload {
     began: (Connections, f64),
 }
 
-/// How long something has been true, twice the time it was not taken off: noise that dips across the line delays
-/// the verdict and does not restart it.
+/// How far and how long a load has been above a line, as time: what was below it is taken off again, so noise that
+/// dips delays a verdict and does not restart it.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 struct Sustained {
     held: Duration,
     sum: f64,
     samples: u32,
+    /// Whether the measure was at its end in that time.
+    saturated: bool,
 }
 
 impl Sustained {
-    fn update(&mut self, holds: bool, value: f64, elapsed: Duration) {
-        if holds {
-            self.held += elapsed;
-        } else {
-            self.held = self.held.saturating_sub(2 * elapsed);
-        }
+    /// Takes a load for `elapsed`, which weighs as much as `load` is away from `line`: once at `line` + `unit` and
+    /// never more above it, so that no single sample is a verdict.
+    fn weigh(&mut self, load: Load, line: f64, unit: f64, elapsed: Duration) {
+        let weight = (load.value - line) / unit;
+        let (more, less) = (elapsed.mul_f64(weight.clamp(0.0, 1.0)), elapsed.mul_f64((-weight).max(0.0)));
+        self.take(weight > 0.0, more, less, load);
+    }
+
+    /// Takes whether it holds for `elapsed`; twice the time it does not is taken off.
+    fn update(&mut self, holds: bool, load: Load, elapsed: Duration) {
+        self.take(holds, elapsed, 2 * elapsed, load);
+    }
+
+    fn take(&mut self, holds: bool, more: Duration, less: Duration, load: Load) {
+        self.held = if holds { self.held + more } else { self.held.saturating_sub(less) };
         if self.held.is_zero() {
             *self = Self::default();
         } else {
-            self.sum += value;
+            self.sum += load.value;
             self.samples += 1;
+            self.saturated |= load.saturated;
         }
     }
 
@@ -122,6 +134,9 @@ const STEP_MAX: Duration = Duration::from_secs(5);
 const BASE_MAX: f64 = 0.5;
 /// An inelastic term pins from 1 and lets go below this.
 const INELASTIC_RELEASE: f64 = 0.95;
+/// A load this far above the line from which an overload counts lets the time pass as it is. A CPU that can do no
+/// more shows 1 / 0.9 of its full mark, this far above the line 0.9.
+const OVERLOAD_UNIT: f64 = 0.2;
 /// A load that keeps this share of itself …
 const STUCK_LOAD: f64 = 0.97;
 /// … after the count fell to this share is not caused by connections.
@@ -230,13 +245,13 @@ impl Learner {
             self.above = Sustained::default();
             return None;
         }
-        self.above.update(load.value > 1.0, load.value, elapsed);
+        self.above.weigh(load, config.overload_release_below, OVERLOAD_UNIT, elapsed);
         if let Some(overload) = self.overload {
-            self.below.update(load.value < config.overload_release_below, load.value, elapsed);
+            self.below.update(load.value < config.overload_release_below, load, elapsed);
             if self.below.held >= config.overload_release_after {
                 self.overload = None;
                 self.below = Sustained::default();
-            } else if is_stuck(overload, live, load) && self.above.held >= config.overload_after {
+            } else if self.above.held >= config.overload_after && self.is_stuck(overload, live, load) {
                 self.inelastic = Some(overload.kind);
                 self.overload = None;
                 self.cost = Cost::default();
@@ -247,6 +262,16 @@ impl Learner {
             return None;
         }
         self.overload(live, load.kind, config)
+    }
+
+    /// Whether the load stayed although the connections left. A measure that was at its end at any time since it rose
+    /// may have had more work behind it.
+    fn is_stuck(&self, overload: Overload, live: Connections, load: Load) -> bool {
+        let (count, value) = overload.began;
+        let share = if self.above.saturated { STUCK_COUNT_SATURATED } else { STUCK_COUNT };
+        load.kind == overload.kind
+            && f64::from(live.get()) <= share * f64::from(count.get())
+            && load.value >= STUCK_LOAD * value
     }
 
     /// Sets the ceiling and restarts the cost from the fast estimate. Says the ceiling when it is new.
@@ -280,15 +305,6 @@ impl Learner {
             }
         };
     }
-}
-
-/// Whether the load stayed although the connections left.
-fn is_stuck(overload: Overload, live: Connections, load: Load) -> bool {
-    let (count, value) = overload.began;
-    let share = if load.saturated { STUCK_COUNT_SATURATED } else { STUCK_COUNT };
-    load.kind == overload.kind
-        && f64::from(live.get()) <= share * f64::from(count.get())
-        && load.value >= STUCK_LOAD * value
 }
 
 #[cfg(test)]
@@ -412,8 +428,8 @@ mod tests {
         let mut server = Server::new();
         server.run(1_200, 600, |_| 0.6);
         assert_eq!(server.capacity(DECLARED), 1_000);
-        assert_eq!(server.run(25, 600, |_| 1.2), None);
-        let ceiling = server.run(10, 600, |_| 1.2).expect("above 1 for 30 s");
+        assert_eq!(server.run(15, 600, |_| 1.2), None);
+        let ceiling = server.run(10, 600, |_| 1.2).expect("above for 20 s");
         assert_eq!(ceiling, Ceiling { at_most: Connections(425), cause: Cause::Overload(TermKind::Cpu) });
         assert_eq!(server.capacity(DECLARED), 500);
     }
@@ -464,6 +480,31 @@ mod tests {
             "the work behind it may still be more than full"
         );
         assert_eq!(run(290), Cause::Inelastic(TermKind::Cpu), "half is gone and nothing fell");
+    }
+
+    #[test]
+    fn a_cpu_that_was_full_and_dips_for_a_moment_is_not_inelastic() {
+        let mut server = Server::new();
+        let mut run = |seconds: u64, connections: u32, value: f64| {
+            for _ in 0..seconds {
+                server.second += 1;
+                let load = Some(Load { kind: TermKind::Cpu, value, saturated: value >= 1.06 });
+                let sample = Sample { connections: Connections(connections), load, inelastic: None };
+                server.learner.observe(sample, Instant::from_millis(server.second * 1_000), &server.config);
+            }
+            server.learner.ceiling(Connections(connections)).unwrap().cause
+        };
+        assert_eq!(run(30, 600, 1.08), Cause::Overload(TermKind::Cpu));
+        run(15, 520, 1.1);
+        assert_eq!(run(10, 500, 1.055), Cause::Overload(TermKind::Cpu), "it was full a moment ago");
+    }
+
+    #[test]
+    fn one_loud_sample_puts_no_ceiling() {
+        let mut server = Server::new();
+        server.run(60, 600, |_| 0.5);
+        assert_eq!(server.run(1, 600, |_| 40.0), None);
+        assert_eq!(server.run(60, 600, |_| 0.5), None);
     }
 
     #[test]
