@@ -281,7 +281,7 @@ pub struct Refusal {
 impl Refusal {
     /// As JSON.
     #[must_use]
-    pub fn to_json(&self) -> String {
+    pub fn to_json(self) -> String {
         let Self { wait_ms, window_ms, why } = self;
         format!(r#"{{"retry":{{"wait_ms":{wait_ms},"window_ms":{window_ms}}},"why":"{why}"}}"#)
     }
