@@ -1,13 +1,14 @@
 //! What a server's fault does to clients: nothing that they notice in a handshake.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use rustix::process::Signal;
+use tokio::task::JoinSet;
 
-use crate::kit::{Crowd, EchoOptions, Stopwatch, World, pause, until};
+use crate::kit::sockets::far_ports;
+use crate::kit::{Crowd, EchoOptions, Evenkeel, Stopwatch, World, pause, until};
 
 const ARRIVALS: Duration = Duration::from_millis(25);
 
@@ -37,27 +38,42 @@ async fn no_handshake_fails_when_a_server_is_killed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_frozen_server_takes_nothing_after_a_second_and_a_half_and_no_handshake_fails() {
-    let mut world = World::new("frozen");
+    freeze("frozen", Duration::from_millis(20)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn silence_alone_keeps_the_few_who_come_from_a_frozen_server_after_a_second_and_a_half() {
+    // So seldom that three handshakes do not fail in a row before its silence is long enough.
+    freeze("frozen-seldom", Duration::from_millis(150)).await;
+}
+
+/// Freezes one of three servers while clients arrive, one each `every`, and lets it go on.
+async fn freeze(name: &str, every: Duration) {
+    const WATCHED: Duration = Duration::from_secs(6);
+    let mut world = World::new(name);
     let evenkeel = world.serve("[fleets.chat]\n").await;
     world.join(&evenkeel, &["a", "b", "c"]).await;
     let mut crowd = Crowd::at(evenkeel.gateway);
     crowd.join(90).await;
     let addr = world.addr("b");
+    let watch = crowd.watch();
+    let mut looks = JoinSet::new();
+    looks.spawn(look_at(addr, watch, watch.elapsed() + WATCHED));
     world.server("b").signal(Signal::STOP);
     let frozen_at = crowd.now();
-    // The kernel goes on to accept for the frozen process, so whoever tries it is seen there for a second at least.
-    let (mut by_then, mut later) = (BTreeSet::new(), BTreeSet::new());
-    let watch = Stopwatch::start();
-    let look = async {
-        while watch.elapsed() < Duration::from_secs(6) {
-            let seen = if watch.elapsed() < Duration::from_millis(1_700) { &mut by_then } else { &mut later };
-            seen.extend(connections_to(addr));
-            pause(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::join!(crowd.arrive(250, Duration::from_millis(20)), look);
-    let new: Vec<_> = later.difference(&by_then).collect();
-    assert!(new.is_empty(), "connections made to the frozen server after 1.7 s: {new:?}");
+    crowd.arrive((WATCHED.as_millis() / every.as_millis()) as usize, every).await;
+    let reported_at = last_report(&evenkeel, watch).await;
+    let looks = looks.join_next().await.expect("it looks").expect("it looked");
+
+    // Silence counts from the last arrival: what was on its way when the server froze, a 101 to a client or a report
+    // to the controller, arrived a moment later. Who is there in the first look that begins when it is long enough
+    // came before; whoever comes after that look came too late.
+    let answered = crowd.placed().into_iter().filter(|placed| placed.server == "b");
+    let answered_at = answered.map(|placed| placed.begun + placed.took).max().unwrap_or_default();
+    let heard_at = frozen_at.max(answered_at).max(reported_at);
+    let late = begun_after(&looks, heard_at + SUSPECT_AFTER);
+    assert!(late.is_empty(), "last heard at {heard_at:?}, connections made later than 1.5 s after: {late:?}");
+    assert!(looks.iter().any(|(_, seen)| !seen.is_empty()), "the looks see connections");
     assert!(crowd.refused().is_empty(), "{:?}", crowd.refused());
     let since = |placed: &&crate::kit::client::Placed| placed.begun > frozen_at;
     assert!(crowd.placed().iter().filter(since).all(|placed| placed.server != "b"));
@@ -69,17 +85,38 @@ async fn a_frozen_server_takes_nothing_after_a_second_and_a_half_and_no_handshak
     assert!(crowd.on("b") > before, "a thawed server is placed on again: {:?}", crowd.by_server());
 }
 
-/// The far ends of connections at a server's port.
-fn connections_to(addr: SocketAddr) -> BTreeSet<String> {
-    const LISTEN: &str = "0A";
-    let port = format!(":{:04X}", addr.port());
-    let table = fs::read_to_string("/proc/net/tcp").expect("the kernel's table of connections");
-    let far_end = |line: &str| {
-        let mut words = line.split_whitespace().skip(1);
-        let (local, far, state) = (words.next()?, words.next()?, words.next()?);
-        (local.ends_with(&port) && state != LISTEN).then(|| far.to_owned())
-    };
-    table.lines().filter_map(far_end).collect()
+/// Silence that makes a server suspect, at the default interval of reports.
+const SUSPECT_AFTER: Duration = Duration::from_millis(1_500);
+
+/// Looks again and again who is connected to a server, until then. The kernel goes on to accept for a frozen process,
+/// so whoever tries it is seen there for a second at least. Each look has the time when it began.
+async fn look_at(addr: SocketAddr, watch: Stopwatch, until: Duration) -> Vec<(Duration, BTreeSet<u16>)> {
+    let mut looks = Vec::new();
+    while watch.elapsed() < until {
+        looks.push((watch.elapsed(), far_ports(addr.port())));
+        pause(Duration::from_millis(5)).await;
+    }
+    looks
+}
+
+/// Those who were not there in a look that began at or after `deadline`, and were in a later one.
+fn begun_after(looks: &[(Duration, BTreeSet<u16>)], deadline: Duration) -> Vec<(Duration, u16)> {
+    let mut known = BTreeSet::new();
+    let mut found = Vec::new();
+    for (at, seen) in looks {
+        if looks.iter().any(|(before, _)| before < at && *before >= deadline) {
+            found.extend(seen.difference(&known).map(|far| (*at, *far)));
+        }
+        known.extend(seen.iter().copied());
+    }
+    found
+}
+
+/// When the controller heard the frozen server's agent last: now less the silence that it says.
+async fn last_report(evenkeel: &Evenkeel, watch: Stopwatch) -> Duration {
+    let server = evenkeel.admin.get("/v1/servers/b").await;
+    let silent = server["silent_ms"].as_u64().expect("it reported");
+    watch.elapsed().saturating_sub(Duration::from_millis(silent))
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,7 +6,7 @@ use hyper::Method;
 use serde_json::json;
 
 use crate::kit::world::CONFIG;
-use crate::kit::{Crowd, EchoOptions, Evenkeel, World, until};
+use crate::kit::{Crowd, EchoOptions, Evenkeel, Probe, World, pause, until};
 
 async fn three_listed(world: &mut World, more: &str) -> Evenkeel {
     let mut servers = String::new();
@@ -29,6 +29,7 @@ async fn the_gateway_drains_a_server_without_agent_at_the_configured_pace() {
     crowd.join(450).await;
     let held = crowd.on("b");
     assert!((110..=190).contains(&held), "{:?}", crowd.by_server());
+    let probe = Probe::beside(evenkeel.gateway, "b").await;
     assert_eq!(world.run(&["drain", "b", "-c", CONFIG]).code, Some(0));
     let acknowledged = crowd.now();
     evenkeel.wait_state("b", "drained", Duration::from_secs(30)).await;
@@ -36,10 +37,11 @@ async fn the_gateway_drains_a_server_without_agent_at_the_configured_pace() {
         (crowd.alive() == 450).then_some(())
     })
     .await;
+    let lag = probe.worst().await;
     let ended = crowd.ended();
     assert_eq!(ended.len(), held);
     assert!(ended.iter().all(|ended| ended.server == "b" && ended.close.code == Some(1012)), "{ended:?}");
-    crate::drain::assert_pace(&ended, PACE);
+    crate::drain::assert_pace(&ended, PACE, lag);
     assert!(crowd.placed().iter().all(|placed| placed.begun <= acknowledged || placed.server != "b"));
     crowd.echo().await;
 }
@@ -88,6 +90,43 @@ async fn a_script_reports_for_a_server_and_is_told_what_is_desired() {
         desired["moves_per_s"].as_f64().is_some_and(|pace| pace > 0.0).then_some(())
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_reports_and_never_closes_is_said_to_disobey_once() {
+    let mut world = World::new("disobeys");
+    let evenkeel = world.serve("[fleets.chat.move]\npace = 50\nsoft = \"0s\"\n").await;
+    let mut seq = 0;
+    let mut addresses = Vec::new();
+    for id in ["a", "b"] {
+        addresses.push((id, world.echo(id, &EchoOptions::default()).await.to_string()));
+    }
+    let mut report_both = async || {
+        seq += 1;
+        for (id, addr) in &addresses {
+            evenkeel.admin.post(&format!("/v1/servers/{id}/report"), report(addr, seq)).await;
+        }
+    };
+    report_both().await;
+    assert_eq!(world.run(&["drain", "b", "-c", CONFIG]).code, Some(0));
+    until("explain says that it does not obey", Duration::from_secs(30), async || {
+        report_both().await;
+        let explained = evenkeel.admin.get("/v1/explain").await;
+        let moves = explained[0]["moves"].as_array().cloned().unwrap_or_default();
+        moves.iter().any(|said| said["server"] == "b" && said["reason"] == "disobeys").then_some(())
+    })
+    .await;
+    for command in ["status", "servers"] {
+        let shown = world.run(&[command, "-c", CONFIG]);
+        assert!(shown.stdout.contains("its agent does not obey"), "{command}: {shown:?}");
+    }
+    for _ in 0..5 {
+        pause(Duration::from_millis(500)).await;
+        report_both().await;
+    }
+    let events = evenkeel.admin.get("/v1/events").await;
+    let told = events.as_array().expect("a list").iter().filter(|event| event["kind"] == "disobeys").count();
+    assert_eq!(told, 1, "{events}");
 }
 
 fn report(addr: &str, seq: u64) -> serde_json::Value {

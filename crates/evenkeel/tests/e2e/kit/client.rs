@@ -175,6 +175,11 @@ impl Crowd {
         self.watch.elapsed()
     }
 
+    /// That clock.
+    pub(crate) fn watch(&self) -> Stopwatch {
+        self.watch
+    }
+
     /// Connects `count` more, forty at a time. Panics if one is refused.
     pub(crate) async fn join(&mut self, count: usize) {
         let before = self.refused().len();
