@@ -141,7 +141,11 @@ export class Session {
     };
     let at = page.origin.replace(/^ws/, "http") + PATH;
     for (let hop = 0; hop < HOPS_MAX; hop++) {
-      const answer = await ask(at, question, this.#options.request, signal);
+      // With nobody left but those that refused, they are better than none.
+      const answer = await ask(at, question, this.#options.request, signal).catch((error) => {
+        this.#avoid = [];
+        throw error;
+      });
       if (typeof answer.negotiate !== "string") return this.#read(answer);
       at = this.#allowed(answer.negotiate);
     }
