@@ -54,6 +54,7 @@ pub(super) struct Member {
     /// What was learned by the last round; `None`: its claim.
     learned: Option<Connections>,
     pub(super) seen: Vec<Seen>,
+    pub(super) peaks: Peaks,
     pub(super) admit: Admit,
     pub(super) intent: Option<Intent>,
     pub(super) phase: Option<Phase>,
@@ -114,6 +115,31 @@ pub(super) struct Seen {
     pub(super) connections: Connections,
     pub(super) pending: Connections,
     pub(super) probation: bool,
+}
+
+/// The most that gateways showed on a server, placements on their way included, of late.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Peaks {
+    since: Instant,
+    /// Since then, and in the time before.
+    each: [u32; 2],
+}
+
+/// A report is this old at most when it is compared with what gateways show: an interval of reports and a slow way.
+const PEAK_OVER: Duration = Duration::from_millis(1_500);
+
+impl Peaks {
+    fn note(&mut self, held: u32, now: Instant) {
+        if now.since(self.since) >= PEAK_OVER {
+            let before = if now.since(self.since) < 2 * PEAK_OVER { self.each[0] } else { held };
+            (self.since, self.each) = (now, [held, before]);
+        }
+        self.each[0] = self.each[0].max(held);
+    }
+
+    fn highest(&self) -> Connections {
+        Connections(self.each[0].max(self.each[1]))
+    }
 }
 
 /// What the agent said of orders.
@@ -203,6 +229,7 @@ impl Member {
             learner: Learner::new(&config.capacity),
             learned: None,
             seen: Vec::new(),
+            peaks: Peaks::default(),
             admit: Admit { rate: config.place.admit_per_s, changed: now },
             intent: None,
             phase: None,
@@ -316,6 +343,19 @@ impl Member {
             // The report of a dead server is about the past; its tunnels break at the gateways.
             _ => self.seen.iter().map(|seen| seen.connections).sum(),
         }
+    }
+
+    /// Remembers what gateways show now.
+    pub(super) fn note_peak(&mut self, now: Instant) {
+        let held: Connections = self.seen.iter().map(|seen| seen.connections + seen.pending).sum();
+        self.peaks.note(held.get(), now);
+    }
+
+    /// Connections it holds as gateways count, which know of a move at once and of both its ends together, and what
+    /// its report shows beyond all that they held of late: came another way.
+    pub(super) fn live_by_gateways(&self) -> Connections {
+        let own: Connections = self.seen.iter().map(|seen| seen.connections).sum();
+        own + self.live().saturating_sub(self.peaks.highest().max(own))
     }
 
     pub(super) fn pending(&self) -> Connections {

@@ -178,6 +178,7 @@ impl Controller {
         seen.connections = counts.connections;
         seen.pending = counts.pending;
         seen.probation = counts.probation;
+        member.note_peak(now);
         let lives = counts.heard.filter(|heard| *heard > member.life_since && !member.is_gone());
         if let Some(heard) = lives
             && member.executor == Executor::Gateways

@@ -52,8 +52,12 @@ impl Controller {
         }
     }
 
-    fn demand(&mut self, now: Instant) -> Demand {
-        let live = self.members.values().map(Member::live).sum();
+    /// What must be held. A connection that moves is in its source's report until the next one, while gateways show
+    /// it at its receiver already; a placement may be in a report and, by an older view, still on its way. So reports
+    /// and the counts of gateways are summed apart, and the smaller sum counts: each counts twice at other times.
+    pub(super) fn demand(&mut self, now: Instant) -> Demand {
+        let reported: Connections = self.members.values().map(Member::live).sum();
+        let live = reported.min(self.members.values().map(Member::live_by_gateways).sum());
         let sum = |of: fn(&super::machine::Door) -> u32| -> Connections {
             self.gateways.values().map(|door| Connections(of(door))).sum()
         };
@@ -62,7 +66,7 @@ impl Controller {
             pending: self.members.values().map(Member::pending).sum(),
             waiting: sum(|door| door.waiting),
             refused: sum(|door| door.refused_prefixes),
-            lost: self.losses.missing(live, self.config.health.act_after, now),
+            lost: self.losses.missing(reported, self.config.health.act_after, now),
         }
     }
 

@@ -233,3 +233,27 @@ fn a_stop_in_progress_resumes_after_a_restart() {
     );
     assert!(!world.stored.contains_key(&id("chat-7")));
 }
+
+/// What scale sees of 100 connections over three servers of 50 while they move, with reports up to 1.1 s old.
+#[test]
+fn connections_that_move_are_in_demand_once() {
+    let config = scaled(ScaleConfig { min: 3, max: 10, ..policy() });
+    let mut world =
+        World::new(config, &[("a", Host::new(50, 34)), ("b", Host::new(50, 33)), ("c", Host::new(50, 33))]);
+    world.run(5);
+    for round in 0..200u32 {
+        // One of each server's connections moves to the next: its tunnels tell at once, its report a second later.
+        let names = ["a", "b", "c"];
+        let (from, to) = (id(names[(round % 3) as usize]), id(names[((round / 2 + 1) % 3) as usize]));
+        let moving = world.hosts[&from].live.min(12);
+        world.hosts.get_mut(&from).unwrap().live -= moving;
+        world.hosts.get_mut(&to).unwrap().live += moving;
+        world.now = world.now + Duration::from_millis(10);
+        world.view();
+        // The receiver's report is fresh, the source's is not.
+        world.report(&to);
+        let demand = world.controller.demand(world.now);
+        assert!(demand.total() <= Connections(100), "round {round}: {demand:?}");
+        world.tick();
+    }
+}
