@@ -7,19 +7,22 @@ use evenkeel_protocol::moving::frame::Dialogue;
 use evenkeel_protocol::moving::server::{Session, Settled};
 use evenkeel_protocol::moving::{Frame, Notice, Opaque, client, server};
 
-use super::{Action, App, Event, Item, Link, Mistake, Msg, Rules, SID, Server, World, ctl_of, mid_of, says};
+use super::{
+    Action, App, Event, Item, Link, Mistake, Msg, Rules, SID, Server, Shared, World, ctl_of, mid_of, says,
+};
 
 impl World {
     /// A client that is served by the old server.
     pub(super) fn new(rules: Rules) -> Self {
         let mut world = Self {
             rules,
-            client: Mover::new(Config::default()),
+            client: Shared::new(Mover::new(Config::default())),
             client_now: Instant::ZERO,
             client_dead: false,
             links: Vec::new(),
             dials: Vec::new(),
             crashed: [false; 2],
+            frozen: [false; 2],
             drained: false,
             faults: 0,
             orders: 0,
@@ -49,7 +52,8 @@ impl World {
     pub(super) fn tidy(&mut self) {
         for link in &mut self.links {
             let over = !link.server_open && link.inbox.is_empty() && link.app != App::Unaware;
-            if over || link.session.is_none() {
+            let left = link.app != App::Ended || link.session.is_some() || !link.to_server.is_empty();
+            if left && (over || link.session.is_none()) {
                 link.session = None;
                 link.app = App::Ended;
                 link.now = Instant::ZERO;
@@ -78,6 +82,9 @@ impl World {
             actions.push(Action::ClientSends);
         }
         for &(socket, errand) in &self.dials {
+            if errand == client::Errand::Park && self.frozen[1] {
+                continue;
+            }
             let reachable = errand == client::Errand::Serve || !self.crashed[1];
             actions.push(if reachable { Action::DialOpens(socket) } else { Action::DialFails(socket) });
         }
@@ -88,6 +95,11 @@ impl World {
             actions.push(Action::Replay);
         }
         self.timer_actions(&mut actions);
+        if actions.is_empty() {
+            // No timer of the dialogue was due: it is for the client's pings to notice.
+            let silent = |&index: &usize| self.links[index].client_open && self.is_frozen(index);
+            actions.extend((0..self.links.len()).filter(silent).map(Action::ClientNotices));
+        }
         if self.faults < self.rules.faults {
             self.fault_actions(&mut actions);
         }
@@ -101,7 +113,7 @@ impl World {
         if link.client_open && (link.broken || link.session.is_none()) {
             actions.push(Action::ClientNotices(index));
         }
-        if link.session.is_some() {
+        if link.session.is_some() && !self.is_frozen(index) {
             if link.server_open && !link.to_server.is_empty() {
                 actions.push(Action::ServerReceives(index));
             }
@@ -131,6 +143,9 @@ impl World {
         }
         for (index, link) in self.links.iter().enumerate() {
             let Some(session) = &link.session else { continue };
+            if self.is_frozen(index) {
+                continue;
+            }
             if session.poll_timeout().is_some() && (any || self.is_server_lapse(index)) {
                 actions.push(Action::ServerTimer(index));
             }
@@ -147,6 +162,13 @@ impl World {
     /// Whether the client waits to dial.
     pub(super) fn is_waiting(&self) -> bool {
         self.dials.is_empty() && self.links.iter().all(|link| !link.client_open)
+    }
+
+    pub(super) fn is_frozen(&self, index: usize) -> bool {
+        match self.links[index].server {
+            Server::Fresh => false,
+            server => self.frozen[server as usize],
+        }
     }
 
     /// Whether the session's next timer is the end of its notice.
@@ -167,6 +189,11 @@ impl World {
         }
         if !self.crashed[1] {
             actions.push(Action::Crash(Server::New));
+        }
+        for server in [Server::Old, Server::New] {
+            if !self.crashed[server as usize] && !self.frozen[server as usize] {
+                actions.push(Action::Freeze(server));
+            }
         }
         for (index, link) in self.links.iter().enumerate() {
             if link.server != Server::Fresh && !link.broken && link.client_open {
@@ -215,6 +242,7 @@ impl World {
             Action::Replay => self.replay(),
             Action::Crash(server) => self.crash(server),
             Action::ClientDies => self.client_dies(),
+            Action::Freeze(server) => self.frozen[server as usize] = true,
             Action::Break(index) => self.links[index].broken = true,
             Action::StateRefused(index) => {
                 self.links[index].inbox.pop_front();
@@ -233,7 +261,7 @@ impl World {
 
     pub(super) fn client_dies(&mut self) {
         self.client_dead = true;
-        self.client = Mover::new(Config::default());
+        self.client = Shared::new(Mover::new(Config::default()));
         self.dials.clear();
         for link in &mut self.links {
             link.client_open = false;
@@ -242,10 +270,23 @@ impl World {
         }
     }
 
+    /// Whether the dialogue may fail because of it: a fault, or a timer ahead of its time.
     pub(super) fn disturbs(&self, action: Action) -> bool {
+        let early = || {
+            !self.actions().iter().all(|action| {
+                action.is_fault()
+                    || matches!(
+                        action,
+                        Action::ClientSends
+                            | Action::ServerSends(_)
+                            | Action::ClientTimer
+                            | Action::ServerTimer(_)
+                    )
+            })
+        };
         match action {
-            Action::ClientTimer => !self.is_client_lapse() && !self.is_waiting(),
-            Action::ServerTimer(index) => !self.is_server_lapse(index),
+            Action::ClientTimer => !self.is_client_lapse() && !self.is_waiting() && early(),
+            Action::ServerTimer(index) => !self.is_server_lapse(index) && early(),
             action => action.is_fault(),
         }
     }
@@ -284,13 +325,12 @@ impl World {
 
     pub(super) fn server_sends(&mut self, index: usize) {
         self.server_sent += 1;
-        self.session(index, server::Input::Send(Msg::App(self.server_sent)));
-        let to_client = &mut self.links[index].to_client;
-        if self.rules.mistake == Some(Mistake::SpeaksBeforeResumed) && to_client.len() >= 2 {
-            let before = to_client.len() - 2;
-            if matches!(&to_client[before], Item::Message(message) if says(message, "resumed")) {
-                to_client.swap(before, before + 1);
-            }
+        let message = Msg::App(self.server_sent);
+        let taking_over = self.links[index].inbox.contains(&Event::TookOver);
+        if taking_over && self.has(Mistake::SpeaksBeforeResumed) {
+            self.links[index].send_to_client(Item::Message(message));
+        } else {
+            self.session(index, server::Input::Send(message));
         }
     }
 
@@ -314,7 +354,7 @@ impl World {
     pub(super) fn reopen(&mut self, index: usize) {
         if self.settled[0] == Some(Settled::Lapsed) {
             let input = server::Input::Order(self.notice(0));
-            let link = &mut self.links[index];
+            let link = &mut *self.links[index];
             let Some(session) = &mut link.session else { return };
             session.handle(input, link.now);
             while session.poll_output().is_some() {}
@@ -322,7 +362,7 @@ impl World {
     }
 
     pub(super) fn client_receives(&mut self, index: usize) {
-        let link = &mut self.links[index];
+        let link = &mut *self.links[index];
         let (socket, deaf) = (link.socket, link.deaf);
         match link.to_client.pop_front() {
             Some(Item::Message(_)) if deaf => {}
@@ -337,7 +377,7 @@ impl World {
     }
 
     pub(super) fn client_closed(&mut self, index: usize, code: u16, reason: String) {
-        let link = &mut self.links[index];
+        let link = &mut *self.links[index];
         link.client_open = false;
         link.to_client.clear();
         let socket = link.socket;
@@ -353,7 +393,7 @@ impl World {
             client::Errand::Serve => Server::Fresh,
         };
         let link = Link::new(socket, server, errand, self.rules.dialogue);
-        self.links.push(link);
+        self.links.push(Shared::new(link));
         self.client(client::Input::Opened { socket, ctl: ctl_of(socket), sid: SID.into() });
     }
 
@@ -372,7 +412,7 @@ impl World {
 
     pub(super) fn server_timer(&mut self, index: usize) {
         self.lapsed |= self.is_server_lapse(index);
-        let link = &mut self.links[index];
+        let link = &mut *self.links[index];
         let Some(session) = &mut link.session else { return };
         let Some(at) = session.poll_timeout() else { return };
         link.now = link.now.max(at);

@@ -3,7 +3,7 @@
 //! The production [`Mover`] and [`Session`]s over a model of everything else: sockets that deliver in order until they
 //! break, applications that read from an inbox, one old and one new server and a fresh one for those who come back.
 //! The application sends three numbered messages each way, each at every possible point. At every point too: a server
-//! crashes, a socket breaks (with any part of what is under way on it lost), a dial is refused, the new server is told
+//! crashes or freezes, the client dies, a socket breaks (with any part of what is under way on it lost), a dial is refused, the new server is told
 //! to drain, any timer fires. Clocks of the three machines are independent, so a timer may fire before, between or
 //! after anything the others do. States are compared by a hash of 128 bits.
 
@@ -13,6 +13,8 @@ mod outcomes;
 use std::collections::{HashSet, VecDeque};
 use std::fmt::Write;
 use std::hash::{Hash, Hasher};
+use std::ops::{Deref, DerefMut};
+use std::rc::Rc;
 
 use evenkeel_model::{Duration, Instant};
 use evenkeel_protocol::moving::client::{Mover, SocketId};
@@ -60,8 +62,17 @@ enum Server {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Event {
     Message(u8),
-    Detach { mid: String, at: String },
-    Attach { sid: String, mid: String, state: Opaque },
+    Detach {
+        mid: String,
+        at: String,
+    },
+    Attach {
+        sid: String,
+        mid: String,
+        state: Opaque,
+    },
+    /// It has taken over, and may have sent meanwhile.
+    TookOver,
     Gone,
 }
 
@@ -190,6 +201,8 @@ enum Action {
     // Faults:
     ClientDies,
     Crash(Server),
+    /// Does nothing any more, and its sockets do not break.
+    Freeze(Server),
     Break(usize),
     NoCredit(SocketId),
     StateRefused(usize),
@@ -202,6 +215,7 @@ impl Action {
             self,
             Self::ClientDies
                 | Self::Crash(_)
+                | Self::Freeze(_)
                 | Self::Break(_)
                 | Self::NoCredit(_)
                 | Self::StateRefused(_)
@@ -210,16 +224,40 @@ impl Action {
     }
 }
 
+/// A part of a state, shared with the states that do not differ in it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Shared<T>(Rc<T>);
+
+impl<T> Shared<T> {
+    fn new(part: T) -> Self {
+        Self(Rc::new(part))
+    }
+}
+
+impl<T> Deref for Shared<T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T: Clone> DerefMut for Shared<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        Rc::make_mut(&mut self.0)
+    }
+}
+
 /// Everything.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct World {
     rules: Rules,
-    client: Mover<Msg>,
+    client: Shared<Mover<Msg>>,
     client_now: Instant,
     client_dead: bool,
-    links: Vec<Link>,
+    links: Vec<Shared<Link>>,
     dials: Vec<(SocketId, client::Errand)>,
     crashed: [bool; 2],
+    frozen: [bool; 2],
     drained: bool,
     faults: u8,
     orders: u8,

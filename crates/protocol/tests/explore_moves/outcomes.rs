@@ -8,7 +8,9 @@ use evenkeel_protocol::moving::frame::Dialogue;
 use evenkeel_protocol::moving::server::Session;
 use evenkeel_protocol::moving::{Frame, Opaque, client, server};
 
-use super::{App, Event, Inbox, Item, Link, Mistake, Msg, SID, Server, World, ctl_of, order_of, says};
+use super::{
+    App, Event, Inbox, Item, Link, Mistake, Msg, SID, Server, Shared, World, ctl_of, order_of, says,
+};
 
 impl World {
     pub(super) fn client(&mut self, input: client::Input<Msg>) {
@@ -17,7 +19,7 @@ impl World {
     }
 
     pub(super) fn link(&mut self, socket: SocketId) -> Option<&mut Link> {
-        self.links.iter_mut().find(|link| link.socket == socket)
+        self.links.iter_mut().find(|link| link.socket == socket).map(|link| &mut **link)
     }
 
     pub(super) fn client_outputs(&mut self) {
@@ -113,7 +115,7 @@ impl World {
     }
 
     pub(super) fn session(&mut self, index: usize, input: server::Input<Msg>) {
-        let link = &mut self.links[index];
+        let link = &mut *self.links[index];
         if let Some(session) = &mut link.session {
             session.handle(input, link.now);
             self.session_outputs(index);
@@ -154,7 +156,7 @@ impl World {
     pub(super) fn server_says(&mut self, index: usize, message: Msg) {
         let hasty = self.has(Mistake::DoneBeforeOutput) && says(&message, "done");
         let announces = self.has(Mistake::AnnouncesParked) && says(&message, "parked");
-        let link = &mut self.links[index];
+        let link = &mut *self.links[index];
         link.send_to_client(Item::Message(message));
         if hasty && let Some(done) = link.to_client.pop_back() {
             link.to_client.push_front(done);
@@ -191,6 +193,7 @@ impl World {
                 self.session(index, server::Input::Detached { mid, state });
             }
             (Event::Attach { sid, mid, state }, App::Unaware) => self.attach(index, &sid, &mid, &state),
+            (Event::TookOver, App::Owns(_)) => self.session(index, server::Input::Attached),
             (Event::Gone, App::Owns(_)) => self.links[index].app = App::Ended,
             _ => self.wrong("an application heard of a connection whose session it does not own"),
         }
@@ -221,7 +224,7 @@ impl World {
         }
         let (sent, last): (u8, u8) = (parts[3].parse().unwrap(), parts[4].parse().unwrap());
         self.taken.push(state.0.clone());
-        let owned = |link: &Link| matches!(link.app, App::Owns(_)) && link.server != Server::Fresh;
+        let owned = |link: &Shared<Link>| matches!(link.app, App::Owns(_)) && link.server != Server::Fresh;
         if self.links.iter().any(owned) {
             self.wrong("two servers own the session");
         }
@@ -229,7 +232,7 @@ impl World {
             self.wrong("the state handed over was not the last");
         }
         self.links[index].app = App::Owns(last);
-        self.session(index, server::Input::Attached);
+        self.links[index].inbox.push_front(Event::TookOver);
     }
 
     /// Whoever saw the state tries it on a connection of his own.
@@ -238,7 +241,7 @@ impl World {
         let (socket, index) = (SocketId(200), self.links.len());
         let mut link = Link::new(socket, Server::New, client::Errand::Park, Dialogue::Park);
         link.client_open = false;
-        self.links.push(link);
+        self.links.push(Shared::new(link));
         let state = self.taken[0].clone();
         let mid = state.split(' ').nth(1).unwrap().to_owned();
         let park = Frame::Park { sid: SID.into(), mid: mid.clone() }.encode(&ctl_of(socket));
@@ -255,9 +258,12 @@ impl World {
         let messages = self.rules.messages;
         let all = (1 << (messages + 1)) - 2;
         if self.client_dead {
-            let owned = self.links.iter().any(|link| matches!(link.app, App::Owns(_)));
-            let open = self.links.iter().any(|link| link.server_open && link.session.is_some());
-            if owned || open {
+            let waits = |link: &Link| {
+                matches!(link.app, App::Owns(_)) || (link.server_open && link.session.is_some())
+            };
+            let waiting =
+                (0..self.links.len()).any(|index| !self.is_frozen(index) && waits(&self.links[index]));
+            if waiting {
                 self.wrong("a server waits for a client that is dead");
             }
             return;
@@ -278,7 +284,9 @@ impl World {
         if !self.disturbed && !complete && self.rules.dialogue == Dialogue::Park {
             self.wrong("nothing was disturbed, and something is missing");
         }
-        let alive: Vec<_> = (0..self.links.len()).filter(|&index| self.links[index].is_alive()).collect();
+        let alive: Vec<_> = (0..self.links.len())
+            .filter(|&index| self.links[index].is_alive() && !self.is_frozen(index))
+            .collect();
         match alive[..] {
             [index] => self.check_talk(index),
             [] => self.wrong("stuck: no connection"),
