@@ -243,10 +243,11 @@ impl Tunnel {
         if !self.down.ended && !self.up.ended && matches!(self.closing, Closing::No) {
             return None;
         }
-        if self.down.waits.is_none() && self.down.tracker.between_messages() {
-            if let Some(frame) = self.close_frame(turn) {
-                return Some(Action::Close(frame));
-            }
+        if self.down.waits.is_none()
+            && self.down.tracker.between_messages()
+            && let Some(frame) = self.close_frame(turn)
+        {
+            return Some(Action::Close(frame));
         }
         if let Some(frame) = self.server_gone(turn) {
             return Some(Action::Close(frame));

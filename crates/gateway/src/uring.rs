@@ -159,7 +159,7 @@ impl Carrier {
 
     /// How long to wait; `None`: until something happens.
     fn limit(&self) -> Option<std::time::Duration> {
-        Some(self.seats.next_timer(self.clock.now())?.into())
+        self.seats.next_timer(self.clock.now())
     }
 
     /// Receives on sockets whose receive has stopped. Those that got nothing in this batch come first, so that one

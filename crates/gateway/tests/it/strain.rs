@@ -111,7 +111,9 @@ fn tunnels_that_all_end_at_once_are_each_told_of_once() {
     const TUNNELS: u32 = 100;
     let go = Arc::new(Barrier::new(TUNNELS as usize + 1));
     let all = Arc::clone(&go);
-    let target = Server::websocket(move |_| drop(all.wait()));
+    let target = Server::websocket(move |_| {
+        all.wait();
+    });
     let gate = Gate::new(vec![server("a", target.addr)]);
     let clients: Vec<_> = (0..TUNNELS).map(|_| gate.open()).collect();
     wait_until("all count", || open_tunnels(&gate) > f64::from(TUNNELS) - 0.5);
