@@ -29,7 +29,7 @@ fn every_scenario_file_is_readable_and_says_what_it_shows() {
         assert!(scenario.is_ok_and(|it| !it.about.is_empty()), "{}", path.display());
         seen += 1;
     }
-    assert!(seen >= 13, "{seen} scenarios");
+    assert!(seen >= 14, "{seen} scenarios");
 }
 
 #[test]
@@ -68,6 +68,18 @@ fn a_burst_of_reconnects_keeps_to_the_admission_cap_and_ends_even() {
         assert_eq!(outcome.refused_total(), 0, "seed {seed}");
         assert!(outcome.peak_over_cap <= 1.2, "seed {seed}: {} of the cap", outcome.peak_over_cap);
         assert!(outcome.max_over_mean <= 1.02, "seed {seed}: {}", outcome.max_over_mean);
+    }
+}
+
+#[test]
+fn a_burst_beyond_all_credit_fills_servers_of_unequal_size_in_proportion() {
+    let scenario = scenario("unequal");
+    for seed in 1..=3 {
+        let outcome = outcome(&scenario, seed);
+        assert_eq!((outcome.refused_total(), outcome.moved), (0, 0), "seed {seed}");
+        let crowded = outcome.samples.iter().filter(|sample| sample.connections > 300);
+        let worst = crowded.map(|sample| sample.max_over_mean).fold(0.0, f64::max);
+        assert!(worst <= 1.1, "seed {seed}: {worst}");
     }
 }
 
