@@ -31,10 +31,10 @@ pub(crate) struct Oracle {
 }
 
 impl Oracle {
-    /// `delay` is the way of an order; `servers` bounds the bursts of single executors, each a quarter of a second
-    /// of its pace and at least one connection.
+    /// `delay` is the way of an order; `servers` bounds what single executors may make up for at once, each half a
+    /// second of its pace and one connection.
     pub(crate) fn new(start: Instant, pace: f64, servers: u32, delay: Duration) -> Self {
-        let slack = pace * (0.25 + 2.0 * delay.as_secs_f64()) + f64::from(servers) + 1.0;
+        let slack = pace * (0.5 + 2.0 * delay.as_secs_f64()) + f64::from(servers) + 1.0;
         Self { violations: Vec::new(), start, pace, slack, closed: VecDeque::new() }
     }
 
