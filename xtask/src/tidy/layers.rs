@@ -27,7 +27,16 @@ const RULES: &[Rule] = &[
     Rule {
         name: "protocol",
         ours: &["model"],
-        others: Some(&["thiserror", "serde", "serde_json", "httparse", "sha1", "base64", "ring"]),
+        others: Some(&[
+            "thiserror",
+            "serde",
+            "serde_json",
+            "httparse",
+            "sha1",
+            "base64",
+            "ring",
+            "form_urlencoded",
+        ]),
     },
     Rule { name: "runtime", ours: &["model"], others: None },
     // The only one that may contain unsafe code, so the least around it.
@@ -35,6 +44,7 @@ const RULES: &[Rule] = &[
     Rule { name: "gateway", ours: &["model", "fleet", "protocol", "runtime", "ring"], others: None },
     Rule { name: "controller", ours: ROLE, others: None },
     Rule { name: "agent", ours: &["model", "protocol"], others: None },
+    Rule { name: "client", ours: &["model", "protocol"], others: None },
     Rule {
         name: "sim",
         ours: &["model", "fleet", "protocol"],
@@ -42,7 +52,7 @@ const RULES: &[Rule] = &[
     },
     Rule {
         name: "evenkeel",
-        ours: &["model", "fleet", "protocol", "runtime", "gateway", "controller", "agent", "sim"],
+        ours: &["model", "fleet", "protocol", "runtime", "gateway", "controller", "agent", "client", "sim"],
         others: None,
     },
     Rule { name: "xtask", ours: &["protocol"], others: None },
