@@ -12,7 +12,7 @@ use super::member::Member;
 use super::{Said, ServerStatus};
 use crate::allot::{Allotments, Cause, Ceiling, Server, allot};
 use crate::config::PickRule;
-use crate::moves::{Moves, Verdict};
+use crate::moves::{Moves, Verdict, Why};
 use crate::score;
 use crate::snapshot::{Executor, Reported, ServerView, Snapshot};
 
@@ -126,6 +126,10 @@ impl Controller {
                         ("relieved", format!("{over}: {gives} leave at {rate}"))
                     }
                     Verdict::Refused(why) => ("refused", format!("{over}: refused ({})", why.reason())),
+                    Verdict::Deferred(Why::ArrivalsFirst) => (
+                        "deferred",
+                        format!("{over}: deferred (arrivals_first), {}", self.explain_arrivals()),
+                    ),
                     Verdict::Deferred(why) => ("deferred", format!("{over}: deferred ({})", why.reason())),
                 };
                 Said { server: Some(server.id.clone()), reason, text }
@@ -139,6 +143,17 @@ impl Controller {
         self.explanation.demand = servers.iter().map(|server| server.live + server.pending).sum();
         self.explanation.moves = said;
         self.explanation.ceilings = servers.iter().zip(&all.each).filter_map(explain_ceiling).collect();
+    }
+
+    /// What arrivals are expected, and when that veto ends: their average falls by two thirds in each such time
+    /// after the last of them.
+    fn explain_arrivals(&self) -> String {
+        format!(
+            "what the receivers lack is expected to arrive within {:.0?} at {}; it ends as arrivals fade, by two thirds each {:.0?}",
+            self.config.moves.arrivals_window,
+            self.traffic.arrivals_per_s(),
+            self.config.score.tau
+        )
     }
 
     fn explain_fleet(&self, plan: &Moves) -> Said {

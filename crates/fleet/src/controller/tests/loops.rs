@@ -73,6 +73,12 @@ fn a_burst_before_a_join_is_soon_forgotten_also_while_connections_move() {
     world.arrive(300);
     world.run(1);
     world.join("c", Host::new(1_000, 0));
+    world.run(3);
+    let said = &world.controller.explanation().moves[0].text;
+    assert!(
+        said.contains("arrivals_first") && said.contains("within 60s") && said.contains("each 10s"),
+        "{said}"
+    );
     let took = world.until(120, |world| world.hosts[&id("c")].live >= 90);
     assert!(took <= 75.0, "{took}");
 }
