@@ -10,6 +10,7 @@
 mod happenings;
 mod outcomes;
 
+use std::cell::Cell;
 use std::collections::{HashSet, VecDeque};
 use std::fmt::Write;
 use std::hash::{Hash, Hasher};
@@ -224,31 +225,47 @@ impl Action {
     }
 }
 
-/// A part of a state, shared with the states that do not differ in it.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Shared<T>(Rc<T>);
+/// A part of a state, shared with the states that do not differ in it, and hashed once for all of them.
+#[derive(Debug, Clone)]
+struct Shared<T>(Rc<Part<T>>);
+
+#[derive(Debug, Clone)]
+struct Part<T> {
+    part: T,
+    fingerprint: Cell<Option<u128>>,
+}
 
 impl<T> Shared<T> {
     fn new(part: T) -> Self {
-        Self(Rc::new(part))
+        Self(Rc::new(Part { part, fingerprint: Cell::new(None) }))
+    }
+}
+
+impl<T: Hash> Hash for Shared<T> {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        let fingerprint = self.0.fingerprint.get().unwrap_or_else(|| Fingerprint::of(&self.0.part));
+        self.0.fingerprint.set(Some(fingerprint));
+        fingerprint.hash(hasher);
     }
 }
 
 impl<T> Deref for Shared<T> {
     type Target = T;
     fn deref(&self) -> &T {
-        &self.0
+        &self.0.part
     }
 }
 
 impl<T: Clone> DerefMut for Shared<T> {
     fn deref_mut(&mut self) -> &mut T {
-        Rc::make_mut(&mut self.0)
+        let part = Rc::make_mut(&mut self.0);
+        part.fingerprint.set(None);
+        &mut part.part
     }
 }
 
 /// Everything.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Hash)]
 struct World {
     rules: Rules,
     client: Shared<Mover<Msg>>,
@@ -348,9 +365,9 @@ impl Link {
 struct Fingerprint(u64, u64);
 
 impl Fingerprint {
-    fn of(world: &World) -> u128 {
+    fn of(state: &impl Hash) -> u128 {
         let mut hasher = Self(0x9E37_79B9_7F4A_7C15, 0xD1B5_4A32_D192_ED03);
-        world.hash(&mut hasher);
+        state.hash(&mut hasher);
         u128::from(hasher.0) << 64 | u128::from(hasher.1)
     }
 
