@@ -11,6 +11,9 @@ import { availableParallelism, totalmem } from "node:os";
 import { dirname, join } from "node:path";
 import { monitorEventLoopDelay, performance, type IntervalHistogram } from "node:perf_hooks";
 
+/** Shortest time over which CPU is measured: the start of a process would show as a full one. */
+const WINDOW_MIN_MS = 50;
+
 /** Step of the lag's timer; delays below it say nothing. */
 const LAG_STEP_MS = 10;
 
@@ -20,6 +23,7 @@ export class Usage {
   #cpu = process.cpuUsage();
   #loop = performance.eventLoopUtilization();
   #at = performance.now();
+  #share: number | undefined;
 
   /** `root` is `/` but in tests. */
   constructor(root = "/") {
@@ -29,21 +33,27 @@ export class Usage {
 
   /** Measures since the last call. */
   measure(): { cpu: number | undefined; memory: number | undefined; lag_ms: number } {
-    const now = performance.now();
-    const used = process.cpuUsage(this.#cpu);
-    const loop = performance.eventLoopUtilization();
-    const busy = performance.eventLoopUtilization(loop, this.#loop).utilization;
-    const share = (used.user + used.system) / 1000 / Math.max(1, now - this.#at) / coresOf(this.#root);
-    this.#cpu = process.cpuUsage();
-    this.#loop = loop;
-    this.#at = now;
     const mean = this.#lag.mean / 1e6;
     this.#lag.reset();
     return {
-      cpu: Math.min(1, Math.max(share, busy)),
+      cpu: this.#cpuShare(),
       memory: Math.min(1, process.memoryUsage.rss() / memoryMax()),
       lag_ms: Number.isFinite(mean) ? Math.max(0, mean - LAG_STEP_MS) : 0,
     };
+  }
+
+  #cpuShare(): number | undefined {
+    const now = performance.now();
+    if (now - this.#at < WINDOW_MIN_MS) return this.#share;
+    const used = process.cpuUsage(this.#cpu);
+    const loop = performance.eventLoopUtilization();
+    const busy = performance.eventLoopUtilization(loop, this.#loop).utilization;
+    const share = (used.user + used.system) / 1000 / (now - this.#at) / coresOf(this.#root);
+    this.#cpu = process.cpuUsage();
+    this.#loop = loop;
+    this.#at = now;
+    this.#share = Math.min(1, Math.max(share, busy));
+    return this.#share;
   }
 
   stop(): void {
