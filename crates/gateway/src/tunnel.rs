@@ -81,6 +81,8 @@ pub(crate) struct Tunnel {
 #[derive(Default)]
 struct Lane {
     tracker: FrameTracker,
+    /// The sink was asked to take bytes and will say at once whether it did.
+    asked: bool,
     /// Bytes wait for the sink, which last took something then.
     waits: Option<Instant>,
     /// The source has sent its last byte.
@@ -177,6 +179,11 @@ impl Tunnel {
         }
     }
 
+    /// Bytes are on their way to this end, which will take or refuse them without delay.
+    pub(crate) fn sink_asked(&mut self, to: Side) {
+        self.lane_to(to).asked = true;
+    }
+
     /// Bytes wait for this end.
     pub(crate) fn sink_waits(&mut self, to: Side, now: Instant) {
         self.lane_to(to).waits.get_or_insert(now);
@@ -187,9 +194,10 @@ impl Tunnel {
         self.lane_to(to).waits = Some(now);
     }
 
-    /// This end took all that waited for it.
+    /// This end took all that was for it.
     pub(crate) fn sink_flushed(&mut self, to: Side, now: Instant) {
-        self.lane_to(to).waits = None;
+        let lane = self.lane_to(to);
+        (lane.asked, lane.waits) = (false, None);
         if self.half_open() {
             self.active = now;
         }
@@ -199,7 +207,7 @@ impl Tunnel {
     pub(crate) fn sink_broke(&mut self, to: Side) {
         let lane = self.lane_to(to);
         lane.discard = true;
-        lane.waits = None;
+        (lane.asked, lane.waits) = (false, None);
         lane.shut = true;
         if to == Side::Client {
             self.lose_client();
@@ -243,7 +251,7 @@ impl Tunnel {
         if !self.down.ended && !self.up.ended && matches!(self.closing, Closing::No) {
             return None;
         }
-        if self.down.waits.is_none()
+        if self.down.is_clear()
             && self.down.tracker.between_messages()
             && let Some(frame) = self.close_frame(turn)
         {
@@ -254,14 +262,14 @@ impl Tunnel {
         }
         for side in [Side::Client, Side::Server] {
             let lane = self.lane_to(side);
-            if lane.ended && !lane.shut && lane.waits.is_none() {
+            if lane.ended && !lane.shut && lane.is_clear() {
                 lane.shut = true;
                 return Some(Action::Finish(side));
             }
         }
         if self.close_is_answered() {
             self.up.discard = true;
-            if self.down.waits.is_none() && !self.down.shut {
+            if self.down.is_clear() && !self.down.shut {
                 self.down.shut = true;
                 return Some(Action::Finish(Side::Client));
             }
@@ -273,7 +281,7 @@ impl Tunnel {
     /// What an end that is decided still leaves to say. A message may not end: a control frame may still stand between
     /// two of its frames.
     fn last_action(&mut self, end: End, turn: &Turn) -> Action {
-        if self.down.shut || self.down.waits.is_some() {
+        if self.down.shut || !self.down.is_clear() {
             return Action::End(end);
         }
         if self.down.tracker.between_frames()
@@ -298,7 +306,7 @@ impl Tunnel {
 
     /// The server ended first and without a Close: tell the client if that cuts nothing.
     fn server_gone(&mut self, turn: &Turn) -> Option<Vec<u8>> {
-        let first = self.down.ended && self.down.waits.is_none() && !self.up.ended;
+        let first = self.down.ended && self.down.is_clear() && !self.up.ended;
         if !first || self.down.tracker.closed().is_some() || self.up.tracker.closed().is_some() {
             return None;
         }
@@ -319,7 +327,7 @@ impl Tunnel {
     /// Once the client answered our Close (or is gone), both TCP connections may end, the server's by itself.
     fn close_is_answered(&self) -> bool {
         let answered = self.up.tracker.closed().is_some() || self.up.ended;
-        matches!(self.closing, Closing::Sent { .. }) && answered && self.up.waits.is_none()
+        matches!(self.closing, Closing::Sent { .. }) && answered && self.up.is_clear()
     }
 
     /// How the tunnel ended, if both ends did.
@@ -331,7 +339,7 @@ impl Tunnel {
             return (self.up.shut && self.down.shut).then_some(end);
         };
         let client_done = self.up.ended || self.up.tracker.closed().is_some();
-        let flushed = self.up.waits.is_none() && self.down.waits.is_none();
+        let flushed = self.up.is_clear() && self.down.is_clear();
         (client_done && flushed && self.down.ended).then_some(ended_by(reason))
     }
 
@@ -385,6 +393,13 @@ impl Tunnel {
     /// The code of the first Close that went to the client, else of the client's own; 1006 without any.
     pub(crate) fn close_code(&self) -> u16 {
         self.down.tracker.closed().or(self.up.tracker.closed()).unwrap_or(ABNORMAL)
+    }
+}
+
+impl Lane {
+    /// All that passed is out.
+    const fn is_clear(&self) -> bool {
+        !self.asked && self.waits.is_none()
     }
 }
 

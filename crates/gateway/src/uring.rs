@@ -245,7 +245,7 @@ impl Carrier {
         if !busy && !piece.is_empty() && piece.len() < AT_ONCE {
             let socket = wire.socket.as_fd();
             wire.sending = Some(self.ring.send(socket, token(at, to, true), Payload::Piece(piece)));
-            return tunnel.sink_waits(to, self.turn.tick);
+            return tunnel.sink_asked(to);
         }
         if busy {
             wire.behind.extend_from_slice(self.ring.bytes(&piece));
@@ -298,9 +298,6 @@ impl Carrier {
         if ends.over.is_some() {
             return self.give_back(payload);
         }
-        if count > 0 {
-            tunnel.sink_took(to, self.turn.tick);
-        }
         let rest = match payload {
             Payload::Piece(piece) => {
                 let rest = self.ring.bytes(&piece).to_vec();
@@ -310,15 +307,15 @@ impl Carrier {
             owned @ Payload::Owned { .. } => owned,
         };
         let wire = ends.wire(to);
-        if !rest.is_empty() {
-            self.send_later(at, to, rest);
-        } else if !wire.behind.is_empty() {
-            let behind = std::mem::take(&mut wire.behind);
-            self.send_later(at, to, behind.into());
-        } else {
+        if rest.is_empty() && wire.behind.is_empty() {
             tunnel.sink_flushed(to, self.turn.tick);
-            self.resume(at, to.other());
+            return self.resume(at, to.other());
         }
+        if count > 0 {
+            tunnel.sink_took(to, self.turn.tick);
+        }
+        let rest = if rest.is_empty() { std::mem::take(&mut wire.behind).into() } else { rest };
+        self.send_later(at, to, rest);
     }
 
     fn not_sent(&mut self, at: u32, to: Side, payload: Payload) {

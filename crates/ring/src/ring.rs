@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use io_uring::types::{CancelBuilder, Fd, SubmitArgs, Timespec};
-use io_uring::{IoUring, cqueue, opcode, squeue};
+use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
 
 use crate::buffers::{Buffers, GROUP, Piece};
 use crate::flights::{Flight, Flights, Kind, NOBODY, Op};
@@ -98,6 +98,8 @@ pub struct Ring {
     later: VecDeque<squeue::Entry>,
     flights: Flights,
     buffers: Buffers,
+    /// How the kernel accounts for waits: as idle time where it can (Linux 6.15), before as waiting for a disk.
+    waiting: EnterFlags,
 }
 
 impl std::fmt::Debug for Ring {
@@ -131,7 +133,9 @@ impl Ring {
         }
         let buffers = Buffers::register(&io, sizes.shared, sizes.plain, sizes.buffer);
         let buffers = buffers.map_err(Unavailable::Buffers)?;
-        let mut ring = Self { io, later: VecDeque::new(), flights: Flights::default(), buffers };
+        let idle = io.params().is_feature_no_iowait();
+        let waiting = if idle { EnterFlags::NO_IOWAIT } else { EnterFlags::empty() };
+        let mut ring = Self { io, later: VecDeque::new(), flights: Flights::default(), buffers, waiting };
         ring.try_out()?;
         Ok(ring)
     }
@@ -237,14 +241,12 @@ impl Ring {
             }
         }
         let submitter = self.io.submitter();
-        let outcome = match limit {
-            None => submitter.submit_and_wait(1),
-            Some(limit) => {
-                let limit = Timespec::from(limit);
-                submitter.submit_with_args(1, &SubmitArgs::new().timespec(&limit))
-            }
-        };
-        expected(outcome).map(|_| ())
+        let limit = limit.map(Timespec::from);
+        let mut args = SubmitArgs::new();
+        if let Some(limit) = &limit {
+            args = args.timespec(limit);
+        }
+        expected(submitter.submit_with_args_and_flags(1, &args, self.waiting)).map(|_| ())
     }
 
     /// The next thing that happened; `None`: nothing more until [`Ring::wait`].
