@@ -7,7 +7,10 @@ use std::path::PathBuf;
 use evenkeel_model::{Connections, FleetId, InvalidId, ServerId};
 use evenkeel_protocol::agent::LINKS_MAX;
 use evenkeel_protocol::message::{LABELS_MAX, Profile};
+use evenkeel_protocol::origin::Origins;
 use tokio_tungstenite::tungstenite::http::Uri;
+
+use crate::admission::{AdmitPolicy, Moves};
 
 /// Where the agent's token comes from.
 #[derive(Clone, Default)]
@@ -54,6 +57,14 @@ pub struct AgentConfig {
     pub zone: Option<String>,
     /// Free labels, at most 32.
     pub labels: BTreeMap<String, String>,
+    /// Whom to admit. Default: everybody.
+    pub admit: Option<AdmitPolicy>,
+    /// Which web pages may connect where everybody is admitted. Default: those of the host that the handshake names.
+    /// An assignment is bound to the origin that its gateway checked, so it is not looked at here.
+    pub origins: Origins,
+    /// Whether the application holds its clients by [`crate::MovableSocket`] and hands their sessions over. Default
+    /// false: clients are closed and come back by themselves.
+    pub moves: bool,
 }
 
 /// Why an agent could not start.
@@ -88,6 +99,9 @@ pub enum StartError {
         /// How many there were.
         count: usize,
     },
+    /// Only assigned clients are to be admitted, and there is no controller that brings the keys of assignments.
+    #[error("could not admit only assigned clients without a controller: nobody assigns any")]
+    NobodyAssigns,
     /// Called outside a tokio runtime.
     #[error("could not start the agent outside a tokio runtime")]
     NoRuntime,
@@ -103,6 +117,7 @@ impl StartError {
             Self::TooManyControllers { .. } => "too_many_controllers",
             Self::Url { .. } => "bad_url",
             Self::TooManyLabels { .. } => "too_many_labels",
+            Self::NobodyAssigns => "nobody_assigns",
             Self::NoRuntime => "no_runtime",
         }
     }
@@ -122,6 +137,9 @@ impl AgentConfig {
             capacity: None,
             zone: None,
             labels: BTreeMap::new(),
+            admit: None,
+            origins: Origins::Own,
+            moves: false,
         }
     }
 }
@@ -133,6 +151,9 @@ pub(crate) struct Checked {
     pub(crate) profile: Profile,
     pub(crate) nodes: Vec<Node>,
     pub(crate) token: Token,
+    pub(crate) policy: AdmitPolicy,
+    pub(crate) origins: Origins,
+    pub(crate) moves: Moves,
 }
 
 /// A controller as dialled.
@@ -155,6 +176,10 @@ impl TryFrom<AgentConfig> for Checked {
         if config.labels.len() > LABELS_MAX {
             return Err(StartError::TooManyLabels { count: config.labels.len() });
         }
+        let policy = config.admit.unwrap_or(AdmitPolicy::All);
+        if policy == AdmitPolicy::Assigned && config.controllers.is_empty() {
+            return Err(StartError::NobodyAssigns);
+        }
         let public_url = config.public_url.map(|text| server_url("public_url", text)).transpose()?;
         Ok(Self {
             id: ServerId::new(&config.id)?,
@@ -168,6 +193,9 @@ impl TryFrom<AgentConfig> for Checked {
             },
             nodes: config.controllers.iter().map(|text| node(text)).collect::<Result<_, _>>()?,
             token: config.token,
+            policy,
+            origins: config.origins,
+            moves: if config.moves { Moves::Yes } else { Moves::No },
         })
     }
 }

@@ -13,9 +13,9 @@ use evenkeel_protocol::executor::{Admit, Closes};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
-use crate::clock::Clock;
+use crate::admission::Shared;
 use crate::link::{Command, Credential, Event, stopped};
-use crate::registry::Registry;
+use crate::registry::First;
 use crate::usage::Usage;
 
 /// Changes of the registry are looked at this often at most: a burst of opens costs one wake-up, not one each.
@@ -39,8 +39,7 @@ pub(crate) type Terms = Mutex<BTreeMap<String, f64>>;
 /// See the module's documentation.
 pub(crate) struct Driver {
     pub(crate) agent: Agent,
-    pub(crate) clock: Clock,
-    pub(crate) registry: Arc<Registry>,
+    pub(crate) shared: Arc<Shared>,
     pub(crate) terms: Arc<Terms>,
     pub(crate) credential: Arc<Credential>,
     pub(crate) status: watch::Sender<Status>,
@@ -56,12 +55,13 @@ pub(crate) struct Driver {
 impl Driver {
     /// Runs until `stop`.
     pub(crate) async fn run(mut self, mut stop: watch::Receiver<bool>) {
-        let registry = Arc::clone(&self.registry);
+        let shared = Arc::clone(&self.shared);
+        let clock = shared.clock;
         loop {
             let wake = self.agent.poll_timeout().map_or(self.measure_at, |next| next.min(self.measure_at));
-            let (clock, quiet_until) = (self.clock, self.quiet_until);
+            let quiet_until = self.quiet_until;
             let changed = async {
-                registry.changed.notified().await;
+                shared.registry.changed.notified().await;
                 // Cancelled or not, the change is looked at: every round reads the counts.
                 clock.sleep_until(Some(quiet_until)).await;
             };
@@ -76,17 +76,16 @@ impl Driver {
                     None
                 }
             };
-            self.round(event);
+            self.round(event, clock.now());
         }
     }
 
-    fn round(&mut self, event: Option<Event>) {
-        let now = self.clock.now();
+    fn round(&mut self, event: Option<Event>, now: Instant) {
         self.quiet_until = now + QUIET;
         if now >= self.measure_at {
             self.measure(now);
         }
-        self.agent.handle(Input::Held(self.registry.held()), now);
+        self.count(now);
         match event {
             Some(Event::Opened(link, commands)) => {
                 self.links[link.0] = Some(commands);
@@ -100,8 +99,22 @@ impl Driver {
             }
             None => self.agent.handle_timeout(now),
         }
+        self.shared.keyring.set_clock(self.agent.node_clock());
         self.perform(now);
         self.publish();
+    }
+
+    /// Tells the machine the counts. What became of assignments comes with, and before, the count that holds them.
+    fn count(&mut self, now: Instant) {
+        let held = self.shared.registry.held();
+        let told = self.shared.registry.take_told();
+        for event in told.events {
+            self.agent.handle(Input::Settled(event), now);
+        }
+        for moved in told.moved {
+            self.agent.handle(Input::Moved(moved), now);
+        }
+        self.agent.handle(Input::Held(held), now);
     }
 
     /// Twice for each report, so that none carries a measure older than half its interval.
@@ -129,8 +142,10 @@ impl Driver {
                 Output::Close(closes) => self.close(&closes, now),
                 Output::Admit(admit) => self.admit(admit, now),
                 Output::Credential(credential) => self.credential.set(Some(credential)),
-                // A server that takes every client has no use for keys.
-                Output::Keys { .. } => {}
+                Output::Keys { inc, keys } => {
+                    self.shared.keyring.set_keys(inc, &keys);
+                    self.shared.registry.set_can_move(self.shared.keyring.can_move());
+                }
                 Output::Refused { why } => {
                     warn!(error = why, "agent and controller did not understand each other");
                 }
@@ -150,15 +165,15 @@ impl Driver {
     }
 
     fn close(&mut self, closes: &Closes, now: Instant) {
-        let chosen = self.registry.choose(closes, now, &mut self.rng);
+        let chosen = self.shared.registry.choose(closes, First::Any, now, &mut self.rng);
         self.agent.handle(Input::Chosen { asked: closes.count, chosen }, now);
-        self.agent.handle(Input::Held(self.registry.held()), now);
+        self.count(now);
     }
 
     fn admit(&mut self, admit: Admit, now: Instant) {
         info!(admit = admit.as_str(), "agent admits");
-        self.registry.set_admit(admit);
-        self.agent.handle(Input::Held(self.registry.held()), now);
+        self.shared.registry.set_admit(admit, self.shared.keyring.node_now(now));
+        self.count(now);
     }
 
     fn publish(&mut self) {

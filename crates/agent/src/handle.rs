@@ -3,31 +3,37 @@
 //! Invariant: an [`Admission`] becomes a [`Connection`] or is turned back by its drop; a [`Connection`] ends with
 //! its drop. So the counts are right however a task ends, also by a panic.
 
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 
 use evenkeel_model::{Connections, Duration, Incarnation, Rng, Select, State};
 use evenkeel_protocol::agent::{Agent, AgentConfig as MachineConfig, LinkId};
 use evenkeel_protocol::close::CloseReason;
-use evenkeel_protocol::executor::{Admit, Closes, UnderWay};
+use evenkeel_protocol::executor::{Closes, UnderWay};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
+use crate::admission::{Admission, Handshake, Moves, Refused, Shared};
 use crate::clock::{Clock, spawn};
 use crate::config::{AgentConfig, Checked, StartError};
 use crate::driver::{Driver, Lag, Status, Terms};
+use crate::keyring::Keyring;
 use crate::link::{Credential, Link};
-use crate::registry::{Entry, Registry};
+use crate::registry::{Entry, First, Registry};
 use crate::usage::Usage;
 
-/// Header and value that a refusal carries while the server takes no new connections, next to status 503: a
-/// gateway that sees it goes elsewhere and counts no failure.
-pub const DRAINING: (&str, &str) = ("Evenkeel-Draining", "1");
+/// A client that is to be moved has so long for its `cut`: to negotiate and dial, and to park, 5 s each.
+pub const NOTICE: Duration = Duration::from_secs(10);
+
+/// What a process needs beside its connections from SIGTERM to its end.
+const PROCESS: Duration = Duration::from_secs(10);
 
 /// Events that may wait for the agent's task; a full queue holds the controller's messages back.
 const EVENTS_MAX: usize = 256;
 
-/// Steps of [`AgentHandle::leave`]: 10 ms apart closes look even to everybody.
+/// Steps of [`AgentHandle::leave`]: 10 ms apart they look even to everybody.
 const LEAVE_STEP: Duration = Duration::from_millis(10);
 
 /// Links close within 1 s; a little more for the tasks to go.
@@ -39,50 +45,18 @@ pub struct AgentHandle(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    registry: Arc<Registry>,
-    clock: Clock,
+    shared: Arc<Shared>,
     terms: Arc<Terms>,
     status: watch::Receiver<Status>,
     /// Dropped with the last handle, which ends every task.
     stop: watch::Sender<bool>,
 }
 
-/// The server takes no new connections: answer the handshake 503 with [`DRAINING`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the server takes no new connections: it is {}", self.reason())]
-pub struct Draining {
-    admit: Admit,
-}
-
-impl Draining {
-    /// Short code for logs: `draining` or `cordoned`.
-    #[must_use]
-    pub const fn reason(&self) -> &'static str {
-        self.admit.as_str()
-    }
-
-    /// What to say in `Retry-After`, in seconds: by then a gateway has gone elsewhere.
-    #[must_use]
-    pub const fn retry_after_s(&self) -> u64 {
-        1
-    }
-}
-
-/// One handshake that was let in. Turn it into a [`Connection`] after the 101; its drop turns it back.
-#[derive(Debug)]
-#[must_use = "a dropped admission counts as a handshake that failed"]
-pub struct Admission {
-    registry: Arc<Registry>,
-    clock: Clock,
-    opened: bool,
-}
-
 /// One open connection. Its drop says that the connection is gone.
 #[derive(Debug)]
 pub struct Connection {
-    registry: Arc<Registry>,
-    clock: Clock,
-    entry: Arc<Entry>,
+    shared: Arc<Shared>,
+    pub(crate) entry: Arc<Entry>,
     abnormal: AtomicBool,
 }
 
@@ -119,28 +93,23 @@ impl AgentHandle {
         let (stop, stopping) = watch::channel(false);
         let (status_sender, status) = watch::channel(Status::START);
         let driver = prepare(checked, clock, status_sender, &stopping);
-        let (registry, terms) = (Arc::clone(&driver.registry), Arc::clone(&driver.terms));
+        let (shared, terms) = (Arc::clone(&driver.shared), Arc::clone(&driver.terms));
         spawn(driver.run(stopping));
-        Ok(Self(Arc::new(Inner { registry, clock, terms, status, stop })))
+        Ok(Self(Arc::new(Inner { shared, terms, status, stop })))
     }
 
     /// Asks whether a handshake may be answered with 101.
     ///
     /// # Errors
-    /// [`Draining`]: answer 503 with [`DRAINING`] and `Retry-After`.
-    pub fn admit(&self) -> Result<Admission, Draining> {
-        match self.0.registry.arrive() {
-            Ok(()) => {
-                Ok(Admission { registry: Arc::clone(&self.0.registry), clock: self.0.clock, opened: false })
-            }
-            Err(admit) => Err(Draining { admit }),
-        }
+    /// [`Refused`]: answer with [`Refused::response`] instead.
+    pub fn admit(&self, handshake: &Handshake<'_>) -> Result<Admission, Refused> {
+        self.0.shared.admit(handshake)
     }
 
     /// Connections open now.
     #[must_use]
     pub fn connections(&self) -> u32 {
-        self.0.registry.held().connections.get()
+        self.0.shared.registry.held().connections.get()
     }
 
     /// What the controller wants of this server: `active` until it says something else.
@@ -179,37 +148,30 @@ impl AgentHandle {
     }
 
     /// Leaves on the application's own decision, for example on SIGTERM: admits nobody from now on, whatever the
-    /// controller says, tells all connections to close, evenly over `within`, and waits at most `grace` longer for
-    /// them to go. Says how many are left.
+    /// controller says, has `per_second` clients leave, those first that can be moved, and waits at most `grace`
+    /// longer for them to go. Says how many are left. [`grace_period`] says how long a process needs for that.
     ///
     /// # Cancel safety
-    /// Admission stays closed and connections told to close stay told; call it again to go on.
-    pub async fn leave(&self, within: Duration, grace: Duration) -> u32 {
-        let registry = &self.0.registry;
-        registry.leave();
-        let steps = u32::try_from(within.as_millis() / LEAVE_STEP.as_millis()).unwrap_or(u32::MAX).max(1);
-        for left in (1..=steps).rev() {
-            let held = registry.held();
-            let open = held.connections.saturating_sub(held.closing);
-            if (open + held.arriving).is_zero() {
-                break;
+    /// Admission stays closed and connections told to leave stay told; call it again to go on.
+    pub async fn leave(&self, per_second: f64, grace: Duration) -> u32 {
+        let Shared { registry, clock, keyring, .. } = &*self.0.shared;
+        let started = clock.now();
+        registry.leave(keyring.node_now(started));
+        let held = registry.held();
+        let deadline = started + paced((held.connections + held.arriving).get(), per_second) + grace;
+        let mut told = 0.0;
+        loop {
+            let (held, now) = (registry.held(), clock.now());
+            if (held.connections + held.arriving).is_zero() || now >= deadline {
+                return held.connections.get();
             }
-            self.choose_to_leave(Connections(open.get().div_ceil(left)));
+            let owed = now.since(started).as_secs_f64() * per_second + 1.0 - told;
+            // Who could not be moved comes back into this count, to be told again, and closed in the end.
+            let open = held.connections.saturating_sub(held.closing);
+            let under_way = if now + grace / 2 < deadline { UnderWay::Finish } else { UnderWay::End };
+            told += f64::from(self.tell_to_leave(open.min(Connections(owed as u32)), under_way).get());
             tokio::time::sleep(LEAVE_STEP).await;
         }
-        // Handshakes that were let in before may have opened since.
-        self.choose_to_leave(Connections::MAX);
-        let empty = async {
-            loop {
-                let emptied = registry.emptied.notified();
-                if registry.held().connections.is_zero() {
-                    return;
-                }
-                emptied.await;
-            }
-        };
-        let _ = timeout(grace, empty).await;
-        registry.held().connections.get()
     }
 
     /// Ends the agent's tasks and its links to the controllers in good order, within about a second. The server
@@ -223,17 +185,43 @@ impl AgentHandle {
         let _ = timeout(STOP_WITHIN, self.0.stop.closed()).await;
     }
 
-    fn choose_to_leave(&self, count: Connections) {
+    fn tell_to_leave(&self, count: Connections, under_way: UnderWay) -> Connections {
         let closes = Closes {
             count,
             select: Select::Idle,
             min_age: Duration::ZERO,
-            under_way: UnderWay::End,
+            under_way,
             reason: CloseReason::Stopped,
         };
+        let Shared { registry, clock, .. } = &*self.0.shared;
         // Idle first draws nothing.
-        self.0.registry.choose(&closes, self.0.clock.now(), &mut Rng::new(0));
+        registry.choose(&closes, First::Movable, clock.now(), &mut Rng::new(0))
     }
+}
+
+/// How long a process needs from SIGTERM to its end, for `terminationGracePeriodSeconds` and its like: everybody told
+/// at the pace, the last one's notice ([`NOTICE`]), and 10 s for the process itself.
+#[must_use]
+pub fn grace_period(connections: u32, per_second: f64) -> Duration {
+    paced(connections, per_second) + NOTICE + PROCESS
+}
+
+/// Waits for SIGTERM, the order of most supervisors to end; then [`AgentHandle::leave`].
+///
+/// # Errors
+/// When the signal cannot be taken over.
+///
+/// # Cancel safety
+/// Yes. From the first call on SIGTERM no longer ends the process by itself.
+pub async fn terminated() -> io::Result<()> {
+    signal(SignalKind::terminate())?.recv().await;
+    Ok(())
+}
+
+/// Time in which so many are told; at most a day.
+fn paced(connections: u32, per_second: f64) -> Duration {
+    const DAY_S: f64 = 86_400.0;
+    Duration::from_secs_f64((f64::from(connections) / per_second.max(f64::MIN_POSITIVE)).min(DAY_S))
 }
 
 /// Starts the links and makes the driver that the caller starts.
@@ -259,16 +247,24 @@ fn prepare(
         };
         spawn(link.run(stop.clone()));
     }
+    let inc = Incarnation(now.as_millis());
     let config = MachineConfig {
-        id: checked.id,
-        inc: Incarnation(now.as_millis()),
+        id: checked.id.clone(),
+        inc,
         profile: checked.profile,
-        caps: Vec::new(),
+        caps: if checked.moves == Moves::Yes { vec![String::from("move")] } else { Vec::new() },
+    };
+    let shared = Shared {
+        keyring: Keyring::new(checked.id, inc),
+        policy: checked.policy,
+        origins: checked.origins,
+        registry: Registry::default(),
+        clock,
+        moves: checked.moves,
     };
     Driver {
         agent: Agent::new(config, rng.fork(100), now),
-        clock,
-        registry: Arc::default(),
+        shared: Arc::new(shared),
         terms: Arc::default(),
         credential,
         status,
@@ -282,41 +278,23 @@ fn prepare(
     }
 }
 
-impl Admission {
-    /// The handshake is done: counts it as a connection.
-    #[must_use]
-    pub fn open(mut self) -> Connection {
-        self.opened = true;
-        Connection {
-            entry: self.registry.open(self.clock.now()),
-            registry: Arc::clone(&self.registry),
-            clock: self.clock,
-            abnormal: AtomicBool::new(false),
-        }
-    }
-}
-
-impl Drop for Admission {
-    fn drop(&mut self) {
-        if !self.opened {
-            self.registry.turn_back();
-        }
-    }
-}
-
 impl Connection {
+    pub(crate) const fn new(shared: Arc<Shared>, entry: Arc<Entry>) -> Self {
+        Self { shared, entry, abnormal: AtomicBool::new(false) }
+    }
+
     /// Waits until this connection is chosen to leave; then send a Close frame and end it.
     ///
     /// # Cancel safety
     /// Yes; once chosen it resolves at once each time.
     pub async fn closing(&self) -> Closing {
-        Closing(self.entry.chosen().await)
+        Closing(self.entry.closing().await)
     }
 
     /// A message of so many bytes passed, in either direction. Cheap: two atomic writes.
     #[inline]
     pub fn touch(&self, bytes: usize) {
-        self.entry.touch(bytes as u64, self.clock.now());
+        self.entry.touch(bytes as u64, self.shared.clock.now());
     }
 
     /// The connection ended without a Close frame. Many of these at once look like an outage to the controller,
@@ -328,6 +306,6 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.registry.end(&self.entry, self.abnormal.load(Ordering::Relaxed));
+        self.shared.registry.end(&self.entry, self.abnormal.load(Ordering::Relaxed));
     }
 }

@@ -6,7 +6,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use evenkeel_agent::{AgentConfig, AgentHandle, Connection, State, Token};
+use evenkeel_agent::{AgentConfig, AgentHandle, Connection, Handshake, State, Token};
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
@@ -17,6 +17,10 @@ use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, 
 use tokio_tungstenite::tungstenite::http::StatusCode;
 
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A handshake without anything of ours.
+const ANYBODY: Handshake<'_> =
+    Handshake { target: "/", host: "127.0.0.1", origin: None, assignment: None, conn: None };
 
 /// Waits for `future`, but not forever.
 async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
@@ -140,7 +144,7 @@ fn config(controllers: &[&Controller]) -> AgentConfig {
 fn open(agent: &AgentHandle, count: usize) -> tokio::sync::mpsc::Receiver<(Instant, u16, &'static str)> {
     let (sender, closes) = tokio::sync::mpsc::channel(count);
     for _ in 0..count {
-        let connection: Connection = agent.admit().unwrap().open();
+        let connection: Connection = agent.admit(&ANYBODY).unwrap().open();
         let sender = sender.clone();
         tokio::spawn(async move {
             let closing = connection.closing().await;
@@ -186,13 +190,13 @@ async fn a_drain_refuses_new_ones_closes_at_the_pace_and_says_when_it_is_done() 
     let agent = AgentHandle::start(config(&[&controller])).unwrap();
     let mut link = controller.welcomed().await;
     let mut closes = open(&agent, 40);
-    let arriving = agent.admit().unwrap();
+    let arriving = agent.admit(&ANYBODY).unwrap();
 
     link.order(3, "draining", 0, 40.0, 60_000).await;
     let ordered = Instant::now();
     assert_eq!(link.heard("applied").await["gen"], 3);
-    until("the door to close", || agent.admit().is_err()).await;
-    assert_eq!(agent.admit().unwrap_err().reason(), "draining");
+    until("the door to close", || agent.admit(&ANYBODY).is_err()).await;
+    assert_eq!(agent.admit(&ANYBODY).unwrap_err().reason(), "draining");
     let mut times = Vec::new();
     for _ in 0..40 {
         let (at, code, reason) = soon("a close", closes.recv()).await.unwrap();
@@ -212,7 +216,7 @@ async fn a_drain_refuses_new_ones_closes_at_the_pace_and_says_when_it_is_done() 
     assert_eq!(link.heard("drained").await["gen"], 3);
 
     link.order(4, "active", 1_000, 0.0, 5_000).await;
-    until("the door to open", || agent.admit().is_ok()).await;
+    until("the door to open", || agent.admit(&ANYBODY).is_ok()).await;
     assert_eq!(agent.state(), State::Active);
 }
 
@@ -232,7 +236,7 @@ async fn closing_stops_with_the_lease_and_goes_on_with_the_next() {
     // sleep: the same
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(agent.connections(), left);
-    assert!(agent.admit().is_err(), "the state outlives the lease");
+    assert!(agent.admit(&ANYBODY).is_err(), "the state outlives the lease");
     link.order(1, "draining", 0, 2_000.0, 60_000).await;
     until("the rest to go", || agent.connections() == 0).await;
 }
@@ -257,7 +261,7 @@ async fn a_token_that_comes_later_is_used_and_a_lost_controller_is_dialled_again
     until("the loss to show", || !agent.is_linked()).await;
     let mut link = controller.welcomed().await;
     assert_eq!(link.hello["applied"], json!({"epoch": 1, "gen": 9}));
-    assert_eq!(agent.admit().unwrap_err().reason(), "cordoned");
+    assert_eq!(agent.admit(&ANYBODY).unwrap_err().reason(), "cordoned");
     link.heard("report").await;
     std::fs::remove_dir_all(&folder).unwrap();
 }
@@ -307,12 +311,12 @@ async fn a_stopped_server_finishes_when_it_is_empty() {
 async fn leaving_closes_everybody_and_lets_nobody_in() {
     let agent = AgentHandle::start(AgentConfig::new("alone", "ws://127.0.0.1:9001")).unwrap();
     let mut closes = open(&agent, 500);
-    assert_eq!(soon("the end", agent.leave(Duration::from_millis(100), Duration::from_secs(5))).await, 0);
+    assert_eq!(soon("the end", agent.leave(5_000.0, Duration::from_secs(5))).await, 0);
     for _ in 0..500 {
         let (_, code, reason) = closes.recv().await.unwrap();
         assert_eq!((code, reason), (1012, "ek:stopped"));
     }
-    assert!(agent.admit().is_err());
+    assert!(agent.admit(&ANYBODY).is_err());
     agent.stop().await;
 }
 

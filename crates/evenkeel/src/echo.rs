@@ -1,9 +1,9 @@
 //! `evenkeel echo`: a WebSocket server that sends back what it gets, and an example of a server with the SDK.
 //!
 //! In: sockets. Out: the same messages. Invariants: text and binary come back unchanged and in order, on every
-//! path; no handshake is answered with 101 while the server drains; every connection the controller or a signal
-//! ends gets a Close frame with its code and reason. Elsewhere: reports, orders and the choice of connections
-//! (`evenkeel_agent`).
+//! path; no handshake is answered with 101 that the agent does not admit; every connection the controller or a signal
+//! ends is moved to another server, with an empty state, or gets a Close frame with its code and reason. Elsewhere:
+//! whom to admit, reports, orders, the choice of connections and the dialogue of a move (`evenkeel_agent`).
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -13,35 +13,34 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use clap::{Args as ClapArgs, ValueEnum};
-use evenkeel_agent::{Admission, AgentConfig, AgentHandle, Closing, Connection, DRAINING, Draining, Token};
+use evenkeel_agent::{
+    Admission, AdmitPolicy, AgentConfig, AgentHandle, Event, Handshake, MovableSocket, NOTICE, Origins, Token,
+};
 use evenkeel_runtime::{Clock, Phase, Shutdown, Tasks, log};
-use futures_util::{SinkExt, StreamExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, Response};
-use tokio_tungstenite::tungstenite::http::header::{HeaderValue, RETRY_AFTER, SEC_WEBSOCKET_PROTOCOL};
-use tokio_tungstenite::tungstenite::http::{HeaderMap, HeaderName, StatusCode};
-use tokio_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
-use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
+use tokio_tungstenite::tungstenite::http::header::{HeaderMap, HeaderValue, SEC_WEBSOCKET_PROTOCOL};
+use tokio_tungstenite::tungstenite::{Message, protocol::WebSocketConfig};
 use tracing::{debug, info, warn};
 
 use crate::limits;
 
 /// A client that has not finished its handshake by then is dropped.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(5);
-/// A client that takes nothing for so long is dropped.
-const SEND_WITHIN: Duration = Duration::from_secs(10);
 /// How long a client may take to answer our Close.
 const CLOSE_WITHIN: Duration = Duration::from_secs(5);
-/// After a signal clients are told to close at this rate, so that they do not all come back at once …
-const LEAVE_PER_S: u32 = 5_000;
+/// After a signal clients are told to leave at this rate, so that they do not all come back at once …
+const LEAVE_PER_S: f64 = 5_000.0;
 /// … but in no more than this: whoever sent the signal waits for us.
 const LEAVE_MAX: Duration = Duration::from_secs(2);
 
 /// Whom to admit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum AdmitPolicy {
+enum Admit {
+    /// Clients with an assignment from a gateway
+    Assigned,
     /// Everyone
     All,
 }
@@ -79,9 +78,9 @@ pub(crate) struct Args {
     /// Zone of this server
     #[arg(long)]
     zone: Option<String>,
-    /// Whom to admit
-    #[arg(long, value_enum, default_value = "all")]
-    admit: AdmitPolicy,
+    /// Whom to admit [default: everyone]
+    #[arg(long, value_enum)]
+    admit: Option<Admit>,
     /// error, warn, info, debug (with each connection) or trace
     #[arg(long, value_name = "LEVEL", env = "EVENKEEL_LOG_LEVEL", default_value = "info")]
     log_level: String,
@@ -103,7 +102,7 @@ struct Server {
     close_at_once: bool,
 }
 
-type Socket = WebSocketStream<TcpStream>;
+type Socket = MovableSocket<WebSocketStream<TcpStream>, Message>;
 
 /// Runs until SIGTERM, SIGINT or the controller's `stopped`; a second signal ends it at once.
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
@@ -151,7 +150,13 @@ fn agent_config(args: &Args, addr: SocketAddr) -> anyhow::Result<AgentConfig> {
     config.public_url.clone_from(&args.public_url);
     config.capacity = args.capacity;
     config.zone.clone_from(&args.zone);
-    debug_assert_eq!(args.admit, AdmitPolicy::All);
+    config.admit = args.admit.map(|admit| match admit {
+        Admit::Assigned => AdmitPolicy::Assigned,
+        Admit::All => AdmitPolicy::All,
+    });
+    // It does nothing in anybody's name.
+    config.origins = Origins::Any;
+    config.moves = true;
     Ok(config)
 }
 
@@ -182,9 +187,8 @@ async fn accept(listener: &TcpListener, server: &Arc<Server>, tasks: &Tasks) {
 /// After the first signal: nobody in, everybody out.
 async fn leave(agent: &AgentHandle, shutdown: &Shutdown) {
     shutdown.reached(Phase::Drain).await;
-    let within =
-        Duration::from_secs_f64(f64::from(agent.connections()) / f64::from(LEAVE_PER_S)).min(LEAVE_MAX);
-    let left = agent.leave(within, CLOSE_WITHIN).await;
+    let pace = f64::from(agent.connections()) / LEAVE_MAX.as_secs_f64();
+    let left = agent.leave(pace.max(LEAVE_PER_S), NOTICE + CLOSE_WITHIN).await;
     if left > 0 {
         warn!(connections = left, "connections did not answer their Close in time");
     }
@@ -204,9 +208,11 @@ impl Server {
             Ok(Err(error)) => return debug!(error = %error, "handshake refused"),
             Err(_) => return debug!("handshake timed out"),
         };
-        let Some(connection) = admitted.map(Admission::open) else { return };
-        if !self.close_at_once {
-            self.echo(socket, &connection).await;
+        let Some(admission) = admitted else { return };
+        if self.close_at_once {
+            drop(admission.open());
+        } else {
+            self.echo(admission.socket(socket)).await;
         }
     }
 
@@ -217,12 +223,11 @@ impl Server {
         mut response: Response,
         admitted: &mut Option<Admission>,
     ) -> Result<Response, ErrorResponse> {
-        let conn = text(request.headers(), "evenkeel-conn").unwrap_or("none");
-        *admitted = Some(self.agent.admit().map_err(|draining| {
-            debug!(conn, reason = draining.reason(), "handshake refused");
-            refusal(draining)
-        })?);
-        debug!(conn, path = request.uri().path(), "handshake admitted");
+        let handshake = Handshake::new(request.uri(), request.headers());
+        let admission = self.agent.admit(&handshake).map_err(|refused| refused.response())?;
+        let (name, conn) = admission.field();
+        response.headers_mut().insert(name, conn);
+        *admitted = Some(admission);
         response.headers_mut().insert("x-server", self.name.clone());
         if let Some(offered) = text(request.headers(), SEC_WEBSOCKET_PROTOCOL.as_str())
             && let Ok(first) = HeaderValue::from_str(offered.split(',').next().unwrap_or_default().trim())
@@ -232,28 +237,22 @@ impl Server {
         Ok(response)
     }
 
-    async fn echo(&self, mut socket: Socket, connection: &Connection) {
-        let mut said_goodbye = false;
-        loop {
-            let message = tokio::select! {
-                biased;
-                closing = connection.closing() => return close(socket, closing).await,
-                message = socket.next() => message,
-            };
-            match message {
-                Some(Ok(message @ (Message::Text(_) | Message::Binary(_)))) => {
-                    connection.touch(2 * message.len());
+    async fn echo(&self, mut socket: Socket) {
+        while let Some(event) = socket.next().await {
+            match event {
+                // There is nothing to hand over.
+                Event::Open | Event::Attach(_) => {}
+                Event::Message(message) => {
                     self.burn();
-                    if !matches!(timeout(SEND_WITHIN, socket.send(message)).await, Ok(Ok(()))) {
-                        return connection.broke();
+                    if let Err(error) = socket.send(message).await {
+                        debug!(error = %error, "client lost");
                     }
                 }
-                // The library answers it with the next read, and then the stream ends.
-                Some(Ok(Message::Close(_))) => said_goodbye = true,
-                // Pings are answered by the library.
-                Some(Ok(_)) => {}
-                Some(Err(_)) | None if said_goodbye => return,
-                Some(Err(_)) | None => return connection.broke(),
+                Event::Detach => {
+                    if let Err(error) = socket.detach([]).await {
+                        debug!(error = %error, "client not moved");
+                    }
+                }
             }
         }
     }
@@ -268,29 +267,6 @@ impl Server {
             std::hint::spin_loop();
         }
     }
-}
-
-/// Says goodbye and waits for the client's, passing over what it still sends.
-async fn close(mut socket: Socket, closing: Closing) {
-    let frame = CloseFrame { code: closing.code().into(), reason: Utf8Bytes::from_static(closing.reason()) };
-    let goodbye = async {
-        if socket.close(Some(frame)).await.is_ok() {
-            while let Some(Ok(_)) = socket.next().await {}
-        }
-    };
-    // A client that does not answer is dropped; it was told.
-    let _ = timeout(CLOSE_WITHIN, goodbye).await;
-}
-
-fn refusal(draining: Draining) -> ErrorResponse {
-    let mut response = ErrorResponse::new(Some(format!("{draining}\n")));
-    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-    let headers = response.headers_mut();
-    if let Ok(name) = HeaderName::from_bytes(DRAINING.0.as_bytes()) {
-        headers.insert(name, HeaderValue::from_static(DRAINING.1));
-    }
-    headers.insert(RETRY_AFTER, HeaderValue::from(draining.retry_after_s()));
-    response
 }
 
 fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {

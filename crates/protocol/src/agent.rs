@@ -20,7 +20,9 @@ use evenkeel_model::{
 
 use crate::close::CloseReason;
 use crate::executor::{Admit, Closes, Executor, Taken};
-use crate::message::{Down, EVENTS_MAX, Event, Hello, Key, Profile, Up, Welcome, encode_up, parse_down};
+use crate::message::{
+    Down, EVENTS_MAX, Event, Hello, Key, Moved, Profile, Up, Welcome, encode_up, parse_down,
+};
 
 /// Links an agent keeps at most: two nodes, so that one may go.
 pub const LINKS_MAX: usize = 2;
@@ -94,6 +96,8 @@ pub enum Input<'a> {
     Measured(Measures),
     /// What became of an assignment for this server.
     Settled(Event),
+    /// How an ordered move ended. Said to the nodes that listen now, else to nobody.
+    Moved(Moved),
     /// Of the connections that [`Output::Close`] asked for, so many were chosen.
     Chosen {
         /// Asked for.
@@ -267,6 +271,7 @@ impl Agent {
             Input::Held(_) => {}
             Input::Measured(measures) => self.measured(measures, now),
             Input::Settled(event) => self.settled(event, now),
+            Input::Moved(moved) => self.say_to_all(&Up::Moved(moved)),
             Input::Chosen { asked, chosen } => self.chosen(asked, chosen, now),
         }
         self.settle();
@@ -516,10 +521,14 @@ impl Agent {
     fn tell_events(&mut self) {
         while !self.events.is_empty() {
             let some = self.events.drain(..self.events.len().min(EVENTS_MAX)).collect();
-            let message = Up::Event(some);
-            for link in self.ids(|phase| phase == Phase::Up) {
-                self.send(link, &message);
-            }
+            self.say_to_all(&Up::Event(some));
+        }
+    }
+
+    /// To every node that welcomed us.
+    fn say_to_all(&mut self, message: &Up) {
+        for link in self.ids(|phase| phase == Phase::Up) {
+            self.send(link, message);
         }
     }
 
@@ -537,9 +546,7 @@ impl Agent {
             totals: Some(self.held.totals),
         };
         debug_assert_eq!(report.check(), Ok(()));
-        for link in self.ids(|phase| phase == Phase::Up) {
-            self.send(link, &Up::Report(report.clone()));
-        }
+        self.say_to_all(&Up::Report(report));
         let next = now + self.rng.jitter(self.report_each, REPORT_JITTER);
         self.reported = Reported { at: now, connections: self.held.connections, next };
     }

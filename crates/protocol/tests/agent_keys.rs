@@ -1,5 +1,7 @@
 //! What an agent is told of keys and time, and what it tells of assignments.
 
+use std::fmt::Display;
+
 use evenkeel_model::{Connections, Duration, Incarnation, Instant, Rng, ServerId};
 use evenkeel_protocol::agent::{Agent, AgentConfig, Held, Input, LinkId, Output};
 use evenkeel_protocol::message::{EVENTS_MAX, Event, EventState, Profile};
@@ -26,7 +28,7 @@ fn welcome(now_ms: u64, keys: &str) -> String {
     format!(r#"{{"op":"welcome","now_ms":{now_ms},"report_ms":1000,"keys":[{keys}]}}"#)
 }
 
-fn event(rid: impl ToString) -> Event {
+fn event(rid: impl Display) -> Event {
     Event { rid: rid.to_string(), state: EventState::Connected }
 }
 
