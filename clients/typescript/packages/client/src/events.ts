@@ -17,28 +17,16 @@ export interface MoveEvents {
   /** Something sent or to be received before this may be missing. `why`: `lost` outside of a move, `no_done` and
    * `no_resumed` in one that broke, `no_dialogue` by one between servers that cannot hand over. */
   gap: { why: string };
-  /** This message will not be sent: the session is over. */
-  unsent: { data: Data };
+  /** This message was held back and will not be sent: the session is over. */
+  unsent: { message: Data };
 }
 
 /** All events of an `EvenkeelSocket`. */
 export type EvenkeelEventMap = WebSocketEventMap & { [K in keyof MoveEvents]: CustomEvent<MoveEvents[K]> };
 
-/** Browsers and Node from 23 on have one; Node 20 has not. */
-class PlainCloseEvent extends Event {
-  readonly code: number;
-  readonly reason: string;
-  readonly wasClean: boolean;
-  constructor(type: string, init: CloseEventInit) {
-    super(type);
-    this.code = init.code ?? 0;
-    this.reason = init.reason ?? "";
-    this.wasClean = init.wasClean ?? false;
-  }
-}
-
-/** A close event of whatever class the platform has. */
-export function closeEvent(code: number, reason: string): CloseEvent {
-  const Class = (globalThis as { CloseEvent?: typeof CloseEvent }).CloseEvent ?? PlainCloseEvent;
-  return new Class("close", { code, reason, wasClean: code !== 1006 });
+/** A close event of whatever class the platform has: Node has none before 23. */
+export function closeEvent(code: number, reason: string): Event {
+  const init = { code, reason, wasClean: code !== 1006 };
+  const Class = (globalThis as { CloseEvent?: typeof CloseEvent }).CloseEvent;
+  return Class ? new Class("close", init) : Object.assign(new Event("close"), init);
 }

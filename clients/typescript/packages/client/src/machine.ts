@@ -54,7 +54,7 @@ export type Output<M> =
   | { do: "open"; again: boolean }
   | { do: "deliver"; message: M }
   | { do: "moving"; mid: string; why: string }
-  | { do: "moved"; mid: string; pause: number }
+  | { do: "moved"; mid: string; pauseMs: number }
   | { do: "stayed"; mid: string; why: StayReason }
   | { do: "lost"; code: number; reason: string }
   | { do: "gap"; why: GapReason }
@@ -157,9 +157,9 @@ export class Mover<M> {
     return this.#phase.at === "open" || this.#phase.at === "closing" ? this.#phase.socket : undefined;
   }
 
-  /** Whether the session is over. */
-  get isEnded(): boolean {
-    return this.#phase.at === "ended";
+  /** Whether what is sent now is held back. */
+  get holds(): boolean {
+    return this.#phase.at !== "open" || isCut(this.#phase.moving);
   }
 
   #take(input: Input<M>): void {
@@ -394,7 +394,7 @@ export class Mover<M> {
     const old = line.socket;
     Object.assign(line, { socket, ctl, sid, moving: undefined });
     this.#closeSocket(old, "moved");
-    this.#outputs.push({ do: "gap", why: "no_dialogue" }, { do: "moved", mid: moving.mid, pause: 0 });
+    this.#outputs.push({ do: "gap", why: "no_dialogue" }, { do: "moved", mid: moving.mid, pauseMs: 0 });
   }
 
   #moveFailed(line: Line, socket: number, failure: Failure): void {
@@ -425,7 +425,7 @@ export class Mover<M> {
     }
     if (frame.op === "resumed" && moving.step === "resuming") {
       Object.assign(line, { socket: moving.socket, ctl: moving.ctl, moving: undefined });
-      this.#outputs.push({ do: "moved", mid: moving.mid, pause: this.#now - moving.cut });
+      this.#outputs.push({ do: "moved", mid: moving.mid, pauseMs: this.#now - moving.cut });
       this.#flush(line);
     }
   }

@@ -181,7 +181,14 @@ export class EvenkeelSocket extends EventTarget implements WebSocket {
   send(data: Data): void {
     if (this.#readyState === 0) throw new DOMException("Still in CONNECTING state", "InvalidStateError");
     if (this.#readyState !== 1) return;
-    if (this.#input({ is: "send", message: data })) {
+    let message = typeof data === "object" ? data : String(data);
+    // The caller may write into it again before it goes.
+    if (typeof message === "object" && !(message instanceof Blob) && (this.#performing || this.#mover.holds)) {
+      message = ArrayBuffer.isView(message)
+        ? new Uint8Array(message.buffer, message.byteOffset, message.byteLength).slice()
+        : message.slice(0);
+    }
+    if (this.#input({ is: "send", message })) {
       throw new DOMException("Too much is held back while the connection moves", "QuotaExceededError");
     }
   }
@@ -214,8 +221,11 @@ export class EvenkeelSocket extends EventTarget implements WebSocket {
     for (const output of outputs) if (!isFull(output)) this.#queue.push(output);
     if (!this.#performing) {
       this.#performing = true;
-      for (let output = this.#queue.shift(); output; output = this.#queue.shift()) this.#perform(output);
-      this.#performing = false;
+      try {
+        for (let output = this.#queue.shift(); output; output = this.#queue.shift()) this.#perform(output);
+      } finally {
+        this.#performing = false;
+      }
     }
     this.#arm();
     return outputs.some(isFull);
@@ -248,21 +258,13 @@ export class EvenkeelSocket extends EventTarget implements WebSocket {
         return this.#deliver(output.message as string | ArrayBuffer);
       case "open":
         return this.#up(output.again);
-      case "lost":
-        this.#session.ended(performance.now() - this.#since);
-        return this.#emit("lost", { code: output.code, reason: output.reason });
       case "closed":
         return this.#end(output.code, output.reason);
-      case "stayed":
-        return this.#emit("moveFailed", { mid: output.mid, why: output.why });
-      case "unsent":
-        return this.#emit("unsent", { data: output.message });
-      case "moving":
-        return this.#emit("moving", { mid: output.mid, why: output.why });
-      case "moved":
-        return this.#emit("moved", { mid: output.mid, pauseMs: output.pause });
-      case "gap":
-        return this.#emit("gap", { why: output.why });
+      default: {
+        if (output.do === "lost") this.#session.ended(performance.now() - this.#since);
+        const { do: type, ...detail } = output;
+        this.#emit(type === "stayed" ? "moveFailed" : type, detail);
+      }
     }
   }
 
@@ -295,8 +297,8 @@ export class EvenkeelSocket extends EventTarget implements WebSocket {
     const ctl = randomId();
     const keys: Record<string, string | undefined> = { _ekm: ctl };
     // Who negotiates has said its session there.
-    if (park || !negotiates) keys._eks = sid;
-    if (park) Object.assign(keys, { _ekc: "move", _ekt: ticket });
+    if (park) keys._ekc = "move";
+    if (park || !negotiates) Object.assign(keys, { _eks: sid, _ekt: ticket });
     return { url: withKeys(url.replace(/^http/, "ws"), keys), ctl };
   }
 
@@ -358,7 +360,7 @@ export class EvenkeelSocket extends EventTarget implements WebSocket {
     this.#extensions = native?.extensions ?? "";
     this.#since = performance.now();
     this.#session.opened();
-    if (again) return this.#emit("reopened", undefined);
+    if (again) return this.#emit("reopened");
     this.#readyState = 1;
     this.dispatchEvent(new Event("open"));
   }
@@ -380,7 +382,7 @@ export class EvenkeelSocket extends EventTarget implements WebSocket {
     this.dispatchEvent(closeEvent(code, reason));
   }
 
-  #emit<K extends keyof MoveEvents>(type: K, detail: MoveEvents[K]): void {
+  #emit(type: keyof MoveEvents, detail?: MoveEvents[keyof MoveEvents]): void {
     this.dispatchEvent(new CustomEvent(type, { detail }));
   }
 

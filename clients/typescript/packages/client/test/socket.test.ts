@@ -16,7 +16,7 @@ function open(url: string, options: EvenkeelOptions = {}, protocols: string[] = 
   }
   socket.addEventListener("message", ({ data }) => events.push(`message ${data}`));
   socket.addEventListener("gap", ({ detail }) => events.push(`gap ${detail.why}`));
-  socket.addEventListener("unsent", ({ detail }) => events.push(`unsent ${detail.data}`));
+  socket.addEventListener("unsent", ({ detail }) => events.push(`unsent ${detail.message}`));
   socket.addEventListener("close", ({ code, reason, wasClean }) =>
     events.push(`close ${code} ${reason}${wasClean ? "" : " unclean"}`),
   );

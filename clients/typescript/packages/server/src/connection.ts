@@ -126,7 +126,9 @@ export class Connection extends EventEmitter<Events> implements Member {
   /** Sends a message. What cannot be sent is given back by the event `unsent`. */
   send(data: Data, options: { binary?: boolean } = {}, sent?: (error?: Error) => void): void {
     const binary = options.binary ?? typeof data !== "string";
-    this.#input({ is: "send", message: { data, binary, sent } });
+    // The caller may write into it again before it goes.
+    const kept = typeof data === "string" || !this.#session.holds ? data : copyOf(data);
+    this.#input({ is: "send", message: { data: kept, binary, sent } });
   }
 
   /** Closes with a Close frame, after what was sent. */
@@ -186,8 +188,12 @@ export class Connection extends EventEmitter<Events> implements Member {
     this.#queue.push(...this.#session.handle(input, performance.now()));
     if (!this.#performing) {
       this.#performing = true;
-      for (let output = this.#queue.shift(); output; output = this.#queue.shift()) this.#perform(output);
-      this.#performing = false;
+      // A listener of the application may throw.
+      try {
+        for (let output = this.#queue.shift(); output; output = this.#queue.shift()) this.#perform(output);
+      } finally {
+        this.#performing = false;
+      }
     }
     this.#arm();
   }
@@ -283,6 +289,11 @@ export class Connection extends EventEmitter<Events> implements Member {
     this.#around.failed(error);
     this.close(1011, "");
   }
+}
+
+function copyOf(data: Exclude<Data, string>): Buffer {
+  const bytes = ArrayBuffer.isView(data) ? Buffer.from(data.buffer, data.byteOffset, data.byteLength) : Buffer.from(data);
+  return Buffer.from(bytes);
 }
 
 function sizeOfMessage(message: Message): number {

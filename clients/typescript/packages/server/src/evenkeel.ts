@@ -223,7 +223,7 @@ export class Evenkeel {
     this.#look();
     const headers: Record<string, string> = { "content-type": "application/json", "cache-control": "no-store" };
     if (status === 503) Object.assign(headers, { "evenkeel-draining": "1", "retry-after": "1" });
-    if (status === 401) this.#log("warn", "handshake refused", { reason: why });
+    if (status !== 503) this.#log("info", "handshake refused", { reason: why });
     return { status, headers, body: JSON.stringify({ why }), why };
   }
 
@@ -341,8 +341,11 @@ export class Evenkeel {
     this.#queue.push(...this.#agent.handle(input, performance.now(), Math.random()));
     if (!this.#performing) {
       this.#performing = true;
-      for (let output = this.#queue.shift(); output; output = this.#queue.shift()) this.#perform(output);
-      this.#performing = false;
+      try {
+        for (let output = this.#queue.shift(); output; output = this.#queue.shift()) this.#perform(output);
+      } finally {
+        this.#performing = false;
+      }
     }
     const due = this.#agent.pollTimeout();
     if (due === this.#due) return;

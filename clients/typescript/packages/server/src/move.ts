@@ -127,6 +127,11 @@ export class Session<M> {
     return this.#phase.at === "detaching" || (this.#phase.at === "serving" && this.#phase.open !== undefined);
   }
 
+  /** Whether what the application sends now is held back. */
+  get holds(): boolean {
+    return this.#phase.at === "attaching";
+  }
+
   /** Whether it came to park and did not resume: nothing of an application. */
   get isParked(): boolean {
     return this.#phase.at === "awaiting" || this.#phase.at === "parked";
