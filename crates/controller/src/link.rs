@@ -414,3 +414,25 @@ fn text_of(frame: Option<Result<Message, axum::Error>>) -> Result<Option<Utf8Byt
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn keys_change_with_the_master_key_and_with_the_period() {
+        let clock = Clock::start();
+        let (sender, mut master) = watch::channel(MasterKey::from_bytes([1; 32]));
+        let far = clock.now() + Duration::from_secs(3_600);
+        sender.send_replace(MasterKey::from_bytes([2; 32]));
+        keys_changed(&mut master, &clock, far).await;
+        let soon = clock.now() + Duration::from_millis(20);
+        keys_changed(&mut master, &clock, soon).await;
+        assert!(clock.now() >= soon);
+        // Without anybody to change it only the period is left.
+        drop(sender);
+        let soon = clock.now() + Duration::from_millis(20);
+        keys_changed(&mut master, &clock, soon).await;
+        assert!(clock.now() >= soon);
+    }
+}

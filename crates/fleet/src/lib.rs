@@ -12,6 +12,7 @@
 //! | who is there, fresh or silent? | [`membership`] |
 //! | what should each server hold? | [`allot`] |
 //! | where does one new connection go? | [`pick`], with [`ledger`], [`credit`], [`probation`] |
+//! | what does a client that connects by itself count? | [`gateway::assign`] |
 //! | how many leave a server that holds more than its target, and how fast? | [`moves`] |
 //! | how does a server empty before it goes? | [`drain`] |
 //! | start a server, rescue one, stop one? | [`scale`] |
