@@ -79,6 +79,8 @@ export class Session {
   #ticket: string | undefined;
   #avoid: string[] = [];
   #cause: Cause = "start";
+  /** Its sockets are ours and tell how they fare. */
+  watched = false;
   #assigned = 0;
   /** An assignment that came in the URL: good once. */
   #given: string | undefined;
@@ -102,8 +104,8 @@ export class Session {
     if (!this.#assigned) return;
     const later = this.#later;
     this.#later = undefined;
-    // Sockets that are not ours say nothing of how they fare; one assigned so long ago was open.
-    if (Date.now() - this.#assigned > CONNECT_MS + MIN_UPTIME_MS) this.#backoff.lived(MIN_UPTIME_MS);
+    // Of sockets that are not ours nobody tells; one assigned so long ago was open.
+    if (!this.watched && Date.now() - this.#assigned > CONNECT_MS + MIN_UPTIME_MS) this.#backoff.lived(MIN_UPTIME_MS);
     await sleep(later ? this.#backoff.waitAsTold(later) : this.#backoff.wait(), this.#backoff);
   }
 
@@ -115,7 +117,6 @@ export class Session {
         return await this.assign("start");
       } catch (error) {
         if (!(error instanceof NegotiateError) || !error.isPassing) throw error;
-        this.#later = error.later;
       }
     }
   }
@@ -141,9 +142,10 @@ export class Session {
     };
     let at = page.origin.replace(/^ws/, "http") + PATH;
     for (let hop = 0; hop < HOPS_MAX; hop++) {
-      // With nobody left but those that refused, they are better than none.
-      const answer = await ask(at, question, this.#options.request, signal).catch((error) => {
+      const answer = await ask(at, question, this.#options.request, signal).catch((error: NegotiateError) => {
+        // With nobody left but those that refused, they are better than none.
         this.#avoid = [];
+        this.#later = cause === "move" ? undefined : error.later;
         throw error;
       });
       if (typeof answer.negotiate !== "string") return this.#read(answer);

@@ -152,6 +152,7 @@ export class EvenkeelSocket extends EventTarget implements WebSocket {
     this.#issued = issued?.assignment;
     const given = typeof url === "function" ? url.session : issued?.session;
     this.#session = given ?? sessionOf(text, options.negotiate, idle);
+    this.#session.watched = true;
     // Those of a negotiator are its own; those that dial as they are told have nothing to hand on.
     this.#idle = given || !options.negotiate ? [] : idle;
     const { messages = 1024, bytes = 1 << 20 } = options.buffer ?? {};

@@ -338,6 +338,23 @@ describe("with negotiate, it", () => {
     expect(new Set(ask.questions.map(({ sid }) => sid)).size).toBe(1);
   });
 
+  it("without reconnect has its class wait as long as the gateway asks", async () => {
+    const { host } = await echo();
+    let first = true;
+    const ask = await gateway(() => {
+      const refusal = { status: 429, json: { retry: { wait_ms: 700, window_ms: 1 }, why: "rate" } };
+      const answer = first ? refusal : { json: offer(`ws://${host}/`) };
+      first = false;
+      return answer;
+    });
+    const Class = EvenkeelSocket.with({ WebSocket, negotiate: true });
+    await next(new Class(`ws://${ask.host}/`), "close");
+    const socket = new Class(`ws://${ask.host}/`);
+    await next(socket, "open");
+    expect(ask.at[1]! - ask.at[0]!).toBeGreaterThanOrEqual(699);
+    socket.close();
+  });
+
   it("finds the session of a URL that a negotiator gave out, and takes a negotiator for a URL", async () => {
     const { host } = await server((socket) => setTimeout(() => socket.terminate(), 5));
     const dead = await nobody();

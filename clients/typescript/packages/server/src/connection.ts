@@ -150,11 +150,6 @@ export class Connection extends EventEmitter<Events> implements Member {
     return this.movable && this.#around.hooks.detach !== undefined && this.#session.isMovable;
   }
 
-  /** Whether the application has it. */
-  get isOwned(): boolean {
-    return this.#owned;
-  }
-
   /** @internal Orders the client away. */
   order(notice: Notice): void {
     this.#input({ is: "order", notice });
@@ -163,11 +158,6 @@ export class Connection extends EventEmitter<Events> implements Member {
   /** @internal The server empties. */
   drain(): void {
     this.#input({ is: "drain" });
-  }
-
-  /** @internal The server closes it; a move under way may finish unless it is told otherwise. */
-  get isMoving(): boolean {
-    return this.#session.isMoving;
   }
 
   #received(raw: RawData, isBinary: boolean): void {

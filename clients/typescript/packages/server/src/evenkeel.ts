@@ -15,7 +15,7 @@ import { Link } from "./link.js";
 import { type Notice, type Settled } from "./move.js";
 import { Registry } from "./registry.js";
 import { Usage } from "./usage.js";
-import type { Closes } from "./executor.js";
+import type { Admit, Closes } from "./executor.js";
 
 /** Who this server is and whom it listens to. */
 export interface EvenkeelOptions {
@@ -77,7 +77,6 @@ export interface Denial {
 /** A connection as far as orders concern it. */
 export interface Member {
   readonly canMove: boolean;
-  readonly isMoving: boolean;
   readonly sid: string;
   order(notice: Notice): void;
   close(code: number, reason: string): void;
@@ -190,13 +189,14 @@ export class Evenkeel {
     const closed = this.#registry.isClosed;
     const parks = keyOf(url, "_ekc") === "move";
     // Nobody is admitted for this; whom a gateway sent before it knew is.
-    if (closed && (this.#options.admit === "all" || token === undefined || parks)) return this.#deny(503, closed);
+    if (closed && (token === undefined || parks)) return this.#deny(503, closed);
     let claims: Claims | undefined;
     try {
-      if (this.#options.admit !== "all") claims = this.#verifier.verify(token ?? "", url, origin, this.nowMs);
+      claims = this.#verifier.verify(token ?? "", url, origin, this.nowMs);
     } catch (error) {
       if (!(error instanceof Refused)) throw error;
-      return closed ? this.#deny(503, closed) : this.#deny(401, error.why);
+      if (closed) return this.#deny(503, closed);
+      if (this.#options.admit !== "all") return this.#deny(401, error.why);
     }
     if (closed && claims && claims.iat * 1000 > this.#closedAt) return this.#deny(503, closed);
     return this.#let(url, parks, claims);
@@ -293,7 +293,7 @@ export class Evenkeel {
    * many are left.
    */
   async leave({ perSecond = 20, graceMs = NOTICE_MS + 2_000 }: { perSecond?: number; graceMs?: number } = {}): Promise<number> {
-    this.#closeDoor();
+    this.#closeDoor("draining");
     this.#registry.leave();
     this.#look();
     const started = performance.now();
@@ -373,7 +373,7 @@ export class Evenkeel {
         this.#input({ is: "chosen", asked: output.closes.count, chosen: this.#close(output.closes) });
         return this.#hold();
       case "admit":
-        if (output.admit !== "open") this.#closeDoor();
+        if (output.admit !== "open") this.#closeDoor(output.admit);
         this.#registry.admit = output.admit;
         this.#log("info", "server admits", { admit: output.admit });
         return this.#hold();
@@ -402,9 +402,9 @@ export class Evenkeel {
     this.#handover.setKeys(keys);
   }
 
-  #closeDoor(): void {
+  #closeDoor(admit: Admit): void {
     if (!this.#registry.isClosed) this.#closedAt = this.nowMs;
-    for (const drain of [...this.#drains]) drain();
+    if (admit === "draining") for (const drain of [...this.#drains]) drain();
   }
 
   /** Has connections leave; how many were found. */

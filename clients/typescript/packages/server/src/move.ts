@@ -122,11 +122,6 @@ export class Session<M> {
     return this.#arrival.ctl !== undefined && this.#phase.at === "serving" && !this.#phase.open;
   }
 
-  /** Whether a move is under way: the notice is out, or the application is handing over. */
-  get isMoving(): boolean {
-    return this.#phase.at === "detaching" || (this.#phase.at === "serving" && this.#phase.open !== undefined);
-  }
-
   /** Whether what the application sends now is held back. */
   get holds(): boolean {
     return this.#phase.at === "attaching";

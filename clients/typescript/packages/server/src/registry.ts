@@ -103,10 +103,6 @@ export class Registry<M> {
     return chosen.map(({ member }) => member);
   }
 
-  get members(): Iterable<M> {
-    return this.#entries.keys();
-  }
-
   get connections(): number {
     return this.#entries.size;
   }

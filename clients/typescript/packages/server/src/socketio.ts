@@ -51,7 +51,6 @@ export function serveSocketIo(evenkeel: Evenkeel, io: SocketIoServer): void {
     admissions.delete(socket.request);
     const member: Member = {
       canMove: false,
-      isMoving: false,
       sid: admission.sid,
       order: () => {},
       close: () => void socket.close(),

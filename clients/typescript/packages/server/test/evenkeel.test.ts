@@ -113,6 +113,10 @@ describe("a handshake", () => {
     const a = await farm.server("a", echo, { admit: "all", path: "/chat" });
     const { socket, opened, got } = dial(`ws://${a.host}/chat?x=1`);
     expect((await opened).status).toBe(101);
+    // One that came with an assignment still settles its placement.
+    await dial(`ws://${a.host}/chat?_ek=${farm.mint("a", { path: "/chat", rid: "r9" })}`).opened;
+    await until("it is told", () => a.said.some(({ op, events }) => op === "event" && JSON.stringify(events).includes("r9")));
+    expect((await dial(`ws://${a.host}/chat?_ek=nonsense`).opened).status).toBe(101);
     socket.send("hello");
     await until("it is echoed", () => got.length === 1);
     expect((await dial(`ws://${a.host}/other`).opened).status).toBe(404);
