@@ -14,6 +14,7 @@
 //! | token key of a server | master | `evenkeel/assignment/1` NUL `<server>#<inc>` NUL `<period>` |
 //! | move key of a fleet | master | `evenkeel/move/1` NUL `<fleet>` NUL `m<period>` |
 //! | ticket key of a fleet | move key | `evenkeel/ticket/1` |
+//! | session key of a fleet | master | `evenkeel/session/1` NUL `<fleet>` |
 //!
 //! `<period>` is the number of whole days since the Unix epoch. Who gives a fleet another master key revokes every
 //! assignment and ticket at once.
@@ -254,6 +255,38 @@ impl TicketKey {
 impl fmt::Debug for TicketKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TicketKey").field("kid", &self.kid).finish_non_exhaustive()
+    }
+}
+
+/// Tags names of Engine.IO sessions with the server that has them, so that every gateway of the fleet finds it.
+///
+/// It is the same all the time: a session may be older than any period, and a tag is worth no more than reaching the
+/// server that the session is on.
+#[derive(Clone)]
+pub struct SessionKey(hmac::Key);
+
+/// Characters of a tag: 96 bits. Guessing one takes 2^95 requests, each refused.
+pub const TAG_LEN: usize = 16;
+
+impl SessionKey {
+    /// The key of a fleet.
+    #[must_use]
+    pub fn derive(master: &MasterKey, fleet: &FleetId) -> Self {
+        let bytes = derive(&master.0, &[b"evenkeel/session/1", b"\0", fleet.as_str().as_bytes()]);
+        Self(hmac::Key::new(hmac::HMAC_SHA256, &bytes))
+    }
+
+    /// The tag of a session in one life of a server.
+    #[must_use]
+    pub fn tag(&self, audience: &Audience, sid: &str) -> String {
+        let tag = hmac::sign(&self.0, alloc::format!("{audience}\0{sid}").as_bytes());
+        URL_SAFE_NO_PAD.encode(&tag.as_ref()[..TAG_LEN / 4 * 3])
+    }
+}
+
+impl fmt::Debug for SessionKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SessionKey(..)")
     }
 }
 

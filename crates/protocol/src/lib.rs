@@ -8,6 +8,7 @@
 //! - [`request`], [`response`]: a WebSocket handshake's heads, read strictly and written new.
 //! - [`origin`]: which web pages may connect.
 //! - [`handshake`]: the machine of one proxied handshake.
+//! - [`engine_io`]: sessions of socket.io's long polling, and names that say where they live.
 //! - [`negotiate`]: what a client asks before it connects, and what it is told.
 //! - [`keys`]: one master key of a fleet, and every key that comes of it.
 //! - [`token`], [`ticket`], [`seal`]: assignments, proof of a session and its source, states on their way;
@@ -22,6 +23,7 @@ extern crate alloc;
 pub mod agent;
 pub mod backoff;
 pub mod close;
+pub mod engine_io;
 pub mod executor;
 pub mod frame;
 pub mod handshake;
