@@ -35,7 +35,7 @@ pub enum Errand {
     Serve,
     /// To park (`_ekc=move`).
     Park {
-        /// `_eks`, which `park` must repeat.
+        /// The session it was admitted for: of its assignment, which has it from the ticket; without one `_eks`.
         sid: String,
         /// What `parked` says: for whom the state is to be sealed, so this server's name in [`crate::seal`].
         at: String,
@@ -92,7 +92,7 @@ pub enum Output<M> {
     /// Open the state, which must be sealed to this session, move and server, have the application take it over, then
     /// answer with [`Input::Attached`] or [`Input::NotAttached`].
     Attach {
-        /// The session.
+        /// The session it was admitted for.
         sid: String,
         /// Which move.
         mid: String,
@@ -176,9 +176,10 @@ enum Phase {
         at: String,
         until: Instant,
     },
-    /// Said `park`.
+    /// Said `park`, calling the session by a name of its own: a client that did not negotiate made one up.
     Parked {
         sid: String,
+        said: String,
         mid: String,
         since: Instant,
         until: Instant,
@@ -309,7 +310,7 @@ impl<M: Payload> Session<M> {
             },
             Phase::Awaiting { .. } | Phase::Parked { .. } | Phase::Attaching { .. } => match parsed {
                 Parsed::Frame(Frame::Park { sid, mid }) => self.park(sid, mid, now),
-                Parsed::Frame(Frame::Resume { sid, mid, state }) => self.resume(sid, mid, state, now),
+                Parsed::Frame(Frame::Resume { sid, mid, state }) => self.resume(&sid, &mid, state, now),
                 Parsed::Unknown { mid } => self.say(&Frame::nak(mid, frame::UNSUPPORTED)),
                 Parsed::Frame(Frame::Nak(_)) => {}
                 Parsed::Foreign | Parsed::Frame(_) => self.break_off(),
@@ -366,21 +367,19 @@ impl<M: Payload> Session<M> {
     }
 
     fn park(&mut self, said: String, mid: String, now: Instant) {
-        match &self.phase {
-            Phase::Awaiting { sid, at, .. } if *sid == said => {
-                let parked = Frame::Parked { mid: mid.clone(), at: at.clone() };
-                self.phase = Phase::Parked { sid: said, mid, since: now, until: now + PARKED_FOR };
-                self.say(&parked);
-            }
-            _ => self.break_off(),
-        }
+        let Phase::Awaiting { sid, at, .. } = &mut self.phase else { return self.break_off() };
+        let (sid, at) = (core::mem::take(sid), core::mem::take(at));
+        let parked = Frame::Parked { mid: mid.clone(), at };
+        self.phase = Phase::Parked { sid, said, mid, since: now, until: now + PARKED_FOR };
+        self.say(&parked);
     }
 
-    fn resume(&mut self, said: String, for_move: String, state: Opaque, now: Instant) {
-        match &self.phase {
-            Phase::Parked { sid, mid, .. } if *sid == said && *mid == for_move => {
-                self.phase = Phase::Attaching { mid: for_move.clone(), until: now + STEP_WITHIN };
-                self.outputs.push_back(Output::Attach { sid: said, mid: for_move, state });
+    fn resume(&mut self, same: &str, for_move: &str, state: Opaque, now: Instant) {
+        match &mut self.phase {
+            Phase::Parked { sid, said, mid, .. } if said == same && mid == for_move => {
+                let (sid, mid) = (core::mem::take(sid), core::mem::take(mid));
+                self.phase = Phase::Attaching { mid: mid.clone(), until: now + STEP_WITHIN };
+                self.outputs.push_back(Output::Attach { sid, mid, state });
             }
             _ => self.break_off(),
         }

@@ -60,7 +60,8 @@ export type Output<M> =
 export interface Arrival<M> {
   /** `_ekm`; without one the client knows no moves and is never told of them. */
   ctl: string | undefined;
-  /** It comes to park: `_eks`, which `park` must repeat, and what `parked` says: for whom the state is to be sealed. */
+  /** It comes to park: the session it was admitted for (of its assignment, without one `_eks`), and what `parked` says:
+   * for whom the state is to be sealed. */
   park: { sid: string; at: string } | undefined;
   messagesMax: number;
   bytesMax: number;
@@ -74,8 +75,8 @@ type Phase =
   | { at: "detaching"; mid: string; until: number }
   /** Came to park and has not said so. */
   | { at: "awaiting"; sid: string; name: string; until: number }
-  /** Said `park`. */
-  | { at: "parked"; sid: string; mid: string; since: number; until: number }
+  /** Said `park`, calling the session by a name of its own: a client that did not negotiate made one up. */
+  | { at: "parked"; sid: string; said: string; mid: string; since: number; until: number }
   /** Said `resume`, the application takes over. */
   | { at: "attaching"; mid: string; until: number }
   /** Closed from here; the application hears of its end where it owned it. */
@@ -234,18 +235,18 @@ export class Session<M> {
     this.#close(1012, "ek:moved", "moved");
   }
 
-  #park(sid: string, mid: string): void {
+  #park(said: string, mid: string): void {
     const phase = this.#phase;
-    if (phase.at !== "awaiting" || phase.sid !== sid) return this.#breakOff();
-    this.#phase = { at: "parked", sid, mid, since: this.#now, until: this.#now + PARKED_MS };
+    if (phase.at !== "awaiting") return this.#breakOff();
+    this.#phase = { at: "parked", sid: phase.sid, said, mid, since: this.#now, until: this.#now + PARKED_MS };
     this.#say({ op: "parked", mid, at: phase.name });
   }
 
-  #resume(sid: string, mid: string, state: string): void {
+  #resume(said: string, mid: string, state: string): void {
     const phase = this.#phase;
-    if (phase.at !== "parked" || phase.sid !== sid || phase.mid !== mid) return this.#breakOff();
+    if (phase.at !== "parked" || phase.said !== said || phase.mid !== mid) return this.#breakOff();
     this.#phase = { at: "attaching", mid, until: this.#now + STEP_MS };
-    this.#outputs.push({ do: "attach", sid, mid, state });
+    this.#outputs.push({ do: "attach", sid: phase.sid, mid, state });
   }
 
   /** The client says what it may not say here. */
