@@ -13,7 +13,7 @@ use evenkeel_fleet::snapshot::{Checked, GatewaySays};
 use evenkeel_model::{Duration, FleetId, Rng, ServerId};
 use evenkeel_protocol::frame::{Sender, close_frame};
 use evenkeel_protocol::handshake::{Handshake, Outcome, Step};
-use evenkeel_protocol::request::{Peer, Scheme};
+use evenkeel_protocol::request::{Assignment, Peer, Said, Scheme};
 use evenkeel_runtime::Clock;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -265,7 +265,8 @@ async fn websocket(stream: &TcpStream, target: &Target, path: &str, clock: Clock
         return Err(format!("{path} is no path to check"));
     }
     let peer = Peer { ip: IpAddr::V4(Ipv4Addr::LOCALHOST), scheme: Scheme::Ws };
-    let head = handshake.ask(&target.prefix, &peer, "check", clock.now());
+    let said = Said { conn: "check", assignment: Assignment::None };
+    let head = handshake.ask(&target.prefix, &peer, &said, clock.now());
     write_all(stream, &head).await.map_err(|error| format!("write failed: {error}"))?;
     let mut piece = [0; 2048];
     loop {

@@ -12,12 +12,15 @@ use std::rc::Rc;
 use evenkeel_fleet::gateway::{Ask, Failure, Refusal, ServerKey};
 use evenkeel_model::{Duration, Instant};
 use evenkeel_protocol::handshake::{Answer, Elsewhere, Handshake, Outcome, Step, Tunnel};
+use evenkeel_protocol::negotiate::{Cause, Marks};
 use evenkeel_protocol::origin::{self, OriginError};
-use evenkeel_protocol::request::{Peer, Scheme};
+use evenkeel_protocol::refusal::Refusal as BadCredential;
+use evenkeel_protocol::request::{Assignment, Peer, Said, Scheme};
 use tokio::net::TcpStream;
 use tracing::debug;
 
-use crate::connect::ConnectError;
+use crate::connect::{ConnectError, Target};
+use crate::credentials::Session;
 use crate::engine::{Adopt, ConnId};
 use crate::fleet::{Fleet, Placed};
 use crate::shell::Shell;
@@ -135,17 +138,21 @@ impl Connection {
                 return self.refuse(error.status(), error.reason(), "", &error.to_string());
             }
         };
+        let mut coming = match self.coming(&fleet) {
+            Ok(coming) => coming,
+            Err(bad) => return self.refuse_credential(bad),
+        };
         let mut tried: Vec<ServerKey> = Vec::new();
         let mut last: Option<Trouble> = None;
         while tried.len() <= self.shell.config.limits.retries {
-            let placed = match self.place(&fleet, &tried).await {
+            let placed = match self.next_server(&fleet, &mut coming, &tried).await {
                 Ok(placed) => placed,
                 Err(Unplaced::ClientGone) => return Ended::ClientGone,
                 Err(Unplaced::Answered(answer)) => return Ended::Answer(answer),
                 Err(Unplaced::Refused(refusal)) => return self.refuse_placement(refusal, last),
             };
             tried.push(placed.server());
-            match self.try_server(&placed).await {
+            match self.try_server(&placed, &coming).await {
                 Tried::Open(server, first) => {
                     let took = self.shell.clock.now().since(started);
                     self.shell.metrics.opened_after(took.as_secs_f64());
@@ -170,8 +177,55 @@ impl Connection {
                     last = Some(trouble);
                 }
             }
+            // It was good for that server only.
+            coming.brought = Brought::Nothing;
         }
         self.refuse_placement(Refusal::AllTried, last)
+    }
+
+    /// Who comes, by the fields of ours in the URL.
+    fn coming(&self, fleet: &Rc<Fleet>) -> Result<Coming, BadCredential> {
+        let Some(request) = self.handshake.request() else { return Err(BadCredential::Missing) };
+        let marks = Marks::of(request.target());
+        let mut coming = Coming { session: self.session(&marks), parks: None, brought: Brought::Nothing };
+        if let Some(token) = marks.token {
+            let placed = fleet.redeem(token, request.path(), request.origin())?;
+            coming.brought = Brought::Token(token.into(), Some(placed));
+        } else if marks.parks {
+            let (sid, source) = fleet.read_ticket(marks.ticket.unwrap_or_default())?;
+            coming.session.sid = sid;
+            coming.parks = Some(Source(source));
+        }
+        Ok(coming)
+    }
+
+    fn session(&self, marks: &Marks<'_>) -> Session {
+        Session {
+            sid: marks.sid.map_or_else(|| self.shell.new_sid(), Into::into),
+            cause: if marks.parks { Cause::Move } else { Cause::Start },
+            caps: marks.moves.then(|| String::from("move")).into_iter().collect(),
+        }
+    }
+
+    /// The server that the client names, or one that is picked.
+    async fn next_server(
+        &mut self,
+        fleet: &Rc<Fleet>,
+        coming: &mut Coming,
+        tried: &[ServerKey],
+    ) -> Result<Placed, Unplaced> {
+        if let Brought::Token(_, placed) = &mut coming.brought
+            && let Some(placed) = placed.take()
+        {
+            return Ok(placed);
+        }
+        match &coming.parks {
+            Some(Source(source)) => {
+                let ask = Ask { prefix: self.prefix, avoid: tried, source: *source };
+                fleet.place_move(&ask).map_err(Unplaced::Refused)
+            }
+            None => self.place(fleet, tried).await,
+        }
     }
 
     /// Where the request leads, if its page may go there.
@@ -203,7 +257,30 @@ impl Connection {
         }
     }
 
-    async fn try_server(&mut self, placed: &Placed) -> Tried {
+    /// Writes the head for a server, with the assignment that it may ask for.
+    fn head(&mut self, target: &Target, placed: &Placed, coming: &Coming) -> Vec<u8> {
+        let now = self.shell.clock.now();
+        let minted = match (&coming.brought, self.handshake.request()) {
+            (Brought::Nothing, Some(request)) => {
+                let path = format!("{}{}", target.prefix, request.path());
+                placed.mint(&path, request.origin(), &coming.session).unwrap_or_else(|error| {
+                    // The server decides what it does with a client without one.
+                    debug!(conn = %self.shell.conn_text(self.id), server = %placed.id(), %error, "no assignment");
+                    None
+                })
+            }
+            _ => None,
+        };
+        let assignment = match (&coming.brought, &minted) {
+            (Brought::Token(token, _), _) => Assignment::Brought(token),
+            (Brought::Nothing, Some(token)) => Assignment::Minted(token),
+            (Brought::Nothing, None) => Assignment::None,
+        };
+        let conn = self.shell.conn_text(self.id);
+        self.handshake.ask(&target.prefix, &self.peer, &Said { conn: &conn, assignment }, now)
+    }
+
+    async fn try_server(&mut self, placed: &Placed, coming: &Coming) -> Tried {
         let limits = self.shell.config.limits;
         let Some(target) = placed.target() else { return Tried::Failed(Trouble::Closed) };
         let server = match target.connect(limits.connect, self.shell.clock).await {
@@ -213,8 +290,7 @@ impl Connection {
             Err(ConnectError::Late) => return Tried::Failed(Trouble::Late),
             Err(ConnectError::OutOfMeans) => return Tried::OutOfMeans,
         };
-        let conn = self.shell.conn_text(self.id);
-        let head = self.handshake.ask(&target.prefix, &self.peer, &conn, self.shell.clock.now());
+        let head = self.head(&target, placed, coming);
         let deadline = self.shell.clock.now() + limits.heads.server_head;
         if let Err(error) = self.write_all(&server, &head, deadline).await {
             return Tried::Failed(match error.kind() {
@@ -250,6 +326,17 @@ impl Connection {
 
     fn refuse(&mut self, status: u16, reason: &'static str, fields: &str, text: &str) -> Ended {
         match self.handshake.refuse(status, reason, fields, text) {
+            Step::End(Outcome::Answer(answer)) => Ended::Answer(answer),
+            _ => Ended::ClientGone,
+        }
+    }
+
+    /// What a client is told whose assignment or ticket is not good: as its server would.
+    fn refuse_credential(&mut self, bad: BadCredential) -> Ended {
+        self.shell.metrics.credential_refused(bad.reason());
+        let body = format!(r#"{{"why":"{}"}}"#, bad.reason());
+        let fields = "Content-Type: application/json\r\nCache-Control: no-store\r\n";
+        match self.handshake.answer(401, "credential", fields, &body) {
             Step::End(Outcome::Answer(answer)) => Ended::Answer(answer),
             _ => Ended::ClientGone,
         }
@@ -313,6 +400,23 @@ enum Ready {
     Client,
     Server,
     Timeout,
+}
+
+/// A client, by what its URL says.
+struct Coming {
+    session: Session,
+    /// It comes to take its session over from there.
+    parks: Option<Source>,
+    brought: Brought,
+}
+
+/// The server that a moving client leaves; `None`: it is not here any more.
+struct Source(Option<ServerKey>);
+
+enum Brought {
+    Nothing,
+    /// An assignment, and until it was tried the placement that it stands for.
+    Token(String, Option<Placed>),
 }
 
 /// Why a request leads nowhere.

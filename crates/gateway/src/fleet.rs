@@ -19,11 +19,15 @@ use evenkeel_fleet::gateway::{
 };
 use evenkeel_fleet::snapshot::{Executor, GatewayView, Settlements, Snapshot};
 use evenkeel_model::{Duration, FleetId, GatewayId, Instant, Rng, ServerId};
+use evenkeel_protocol::keys::MasterKey;
+use evenkeel_protocol::refusal::Refusal as BadToken;
+use evenkeel_protocol::token::{self, Audience, Wanted};
 use evenkeel_runtime::Clock;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, oneshot, watch};
 
 use crate::config::FleetSettings;
 use crate::connect::Target;
+use crate::credentials::{Bound, Credentials, MintError, Session};
 use crate::engine::{Engine, Owner};
 use crate::execute::Executors;
 use crate::metrics::Metrics;
@@ -38,6 +42,7 @@ pub(crate) struct Fleet {
     /// Wakes the gateway's loop: something is due earlier than it knew.
     pulse: Rc<Notify>,
     inner: RefCell<Inner>,
+    credentials: RefCell<Credentials>,
     /// A failure was seen that the controller should hear of now.
     urgent: Cell<bool>,
 }
@@ -80,10 +85,11 @@ impl Fleet {
         index: u32,
         settings: FleetSettings,
         gateway: &GatewayId,
-        shell: (Clock, Metrics, Rc<Notify>),
+        shell: (Clock, Metrics, Rc<Notify>, Option<watch::Receiver<MasterKey>>),
         mut rng: Rng,
     ) -> Self {
-        let (clock, metrics, pulse) = shell;
+        let (clock, metrics, pulse, master) = shell;
+        let credentials = RefCell::new(Credentials::new(id.clone(), master));
         let config = MachineConfig { id: gateway.clone(), fleet: id.clone() };
         let executors = Executors::new(rng.fork(2));
         let inner = Inner {
@@ -104,6 +110,7 @@ impl Fleet {
             metrics,
             pulse,
             inner: RefCell::new(inner),
+            credentials,
             urgent: Cell::new(false),
         }
     }
@@ -131,6 +138,7 @@ impl Fleet {
         let machine = &inner.machine;
         let own = |id: &ServerId| machine.key(id).map(|key| (key, machine.connections(key)));
         inner.executors.take(snapshot, own, now);
+        self.credentials.borrow_mut().retain(|id| machine.key(id).is_some());
     }
 
     /// Begins with what an earlier life left. It orders nothing, so there is nothing to execute.
@@ -176,6 +184,55 @@ impl Fleet {
                 outcome.unwrap_or(Err(Refusal::NothingOpen)).map(|placement| self.placed(placement))
             }
         }
+    }
+
+    /// Picks a receiver for a connection that is moved; nobody who has a connection waits.
+    ///
+    /// # Errors
+    /// [`Refusal`] when none is better than the source: the client stays where it is.
+    pub(crate) fn place_move(self: &Rc<Self>, ask: &Ask<'_>) -> Result<Placed, Refusal> {
+        let placement = self.inner.borrow_mut().machine.place(ask, self.clock.now())?;
+        Ok(self.placed(placement))
+    }
+
+    /// Places a client on the server that its assignment names.
+    ///
+    /// # Errors
+    /// Why the assignment is not good.
+    pub(crate) fn redeem(
+        self: &Rc<Self>,
+        brought: &str,
+        path: &str,
+        origin: Option<&str>,
+    ) -> Result<Placed, BadToken> {
+        let now = self.clock.now();
+        let audience = token::names(brought.as_bytes())?;
+        let prefix = self.prefix_of(&audience).ok_or(BadToken::OtherServer)?;
+        let path = format!("{prefix}{path}");
+        let wanted = Wanted { audience: &audience, path: &path, origin };
+        let claims = self.credentials.borrow_mut().check(brought, &wanted, now)?;
+        let machine = &mut self.inner.borrow_mut().machine;
+        let placement = machine.redeem(&claims.rid, &audience.server, now).ok_or(BadToken::OtherServer)?;
+        Ok(self.placed(placement))
+    }
+
+    /// The path of the URL of this life of a server, as far as it is known.
+    fn prefix_of(&self, audience: &Audience) -> Option<String> {
+        let inner = self.inner.borrow();
+        let servers = &inner.snapshot.as_ref()?.servers;
+        let at = servers.binary_search_by(|server| server.id.cmp(&audience.server)).ok()?;
+        let server = servers.get(at).filter(|server| server.inc == audience.inc)?;
+        Some(inner.targets.get(&server.url)?.as_ref()?.prefix.clone())
+    }
+
+    /// Who a ticket says that a client is, and the server that it leaves, if that is still here.
+    ///
+    /// # Errors
+    /// Why the ticket is not good.
+    pub(crate) fn read_ticket(&self, ticket: &str) -> Result<(String, Option<ServerKey>), BadToken> {
+        let ticket = self.credentials.borrow_mut().check_ticket(ticket, self.clock.now())?;
+        let source = self.inner.borrow().machine.key(&ticket.source);
+        Ok((ticket.sid, source))
     }
 
     fn placed(self: &Rc<Self>, placement: Placement) -> Placed {
@@ -285,6 +342,26 @@ impl Placed {
             // The snapshot changed between pick and connect.
             None => Target::parse(&self.placement.url).map(Rc::new),
         }
+    }
+
+    /// The assignment for the server's eyes; `None`: it checks none.
+    ///
+    /// # Errors
+    /// [`MintError`].
+    pub(crate) fn mint(
+        &self,
+        path: &str,
+        origin: Option<&str>,
+        session: &Session,
+    ) -> Result<Option<String>, MintError> {
+        if self.placement.executor == Executor::Gateways {
+            return Ok(None);
+        }
+        let rid = self.fleet.inner.borrow().machine.rid_of(self.placement.id);
+        let Placement { server, inc, .. } = &self.placement;
+        let bound = Bound { server, inc: *inc, rid: &rid, path, origin };
+        let now = self.fleet.clock.now();
+        self.fleet.credentials.borrow_mut().assignment(&bound, session, now).map(Some)
     }
 
     /// The server answered 101; says where to note that it speaks.

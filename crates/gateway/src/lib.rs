@@ -9,6 +9,7 @@
 //! | accept, or refuse early; when full, idle clients go first | `accept`, `reading` |
 //! | one client's handshake, with retries | `connection`, `connect` |
 //! | which server (waiting for credit), how it went | `fleet` |
+//! | assignments and tickets: signed, checked | `credentials` |
 //! | carry the bytes | `engine` (interface), `uring`, `portable` (with `seats`, `socket`) |
 //! | what passes, close between two messages | `tunnel` |
 //! | close for servers without agent | `execute` |
@@ -24,6 +25,7 @@ mod check;
 pub mod config;
 mod connect;
 mod connection;
+mod credentials;
 mod engine;
 mod execute;
 mod fleet;
@@ -38,14 +40,16 @@ mod socket;
 mod tunnel;
 mod uring;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 
-use evenkeel_model::Rng;
+use evenkeel_model::{FleetId, Rng};
+use evenkeel_protocol::keys::MasterKey;
 use evenkeel_runtime::metrics::Registry;
 use evenkeel_runtime::{Clock, ListenError, Shutdown, Tasks, listen};
 use tokio::net::TcpListener;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tracing::{error, info};
 
 pub use config::{
@@ -172,7 +176,7 @@ fn run(
         Err(error) => return drop(ready.send(Err(StartError::Thread(error)))),
     };
     runtime.block_on(async {
-        let (shell, wake) = match shell(config, base) {
+        let (shell, wake) = match shell(config, base, &links.masters) {
             Ok(made) => made,
             Err(error) => return drop(ready.send(Err(StartError::Thread(error)))),
         };
@@ -246,11 +250,12 @@ const LAST_WAIT: std::time::Duration = std::time::Duration::from_millis(200);
 fn shell(
     config: GatewayConfig,
     (clock, shutdown, metrics): (Clock, Shutdown, Metrics),
+    masters: &BTreeMap<FleetId, watch::Receiver<MasterKey>>,
 ) -> std::io::Result<(Rc<Shell>, Rc<Notify>)> {
     let wake = Rc::new(Notify::new());
     let mut rng = Rng::new(config.seed);
     let fleets = config.fleets.iter().zip(0..).map(|((id, settings), index)| {
-        let base = (clock, metrics.clone(), Rc::clone(&wake));
+        let base = (clock, metrics.clone(), Rc::clone(&wake), masters.get(id).cloned());
         let rng = rng.fork(u64::from(index));
         Rc::new(Fleet::new(id.clone(), index, settings.clone(), &config.id, base, rng))
     });

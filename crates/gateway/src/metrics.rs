@@ -15,6 +15,7 @@ pub(crate) struct Metrics {
     waiting: Gauge,
     handshakes: Family<Label, Counter>,
     placements: Family<Label, Counter>,
+    credentials: Family<Label, Counter>,
     closes: Family<Label, Counter>,
     codes: Family<Label, Counter>,
     bytes: Family<Label, Counter>,
@@ -33,6 +34,7 @@ impl Metrics {
             waiting: Gauge::default(),
             handshakes: Family::default(),
             placements: Family::default(),
+            credentials: Family::default(),
             closes: Family::default(),
             codes: Family::default(),
             bytes: Family::default(),
@@ -45,6 +47,11 @@ impl Metrics {
         registry.register(names::GATEWAY_WAITING, "Handshakes waiting for credit", it.waiting);
         registry.register(names::GATEWAY_HANDSHAKES, "Handshakes by outcome", it.handshakes);
         registry.register(names::GATEWAY_PLACEMENTS, "Placements by how they went", it.placements);
+        registry.register(
+            names::GATEWAY_CREDENTIALS_REFUSED,
+            "Assignments and tickets of clients that were not good",
+            it.credentials,
+        );
         registry.register(names::GATEWAY_TUNNELS_CLOSED, "Tunnels ended by reason", it.closes);
         registry.register(names::GATEWAY_CLOSES, "Tunnels ended by close code", it.codes);
         registry.register(names::GATEWAY_BYTES, "Bytes carried by direction", it.bytes);
@@ -74,6 +81,10 @@ impl Metrics {
 
     pub(crate) fn placement(&self, reason: &'static str) {
         self.placements.get_or_create(&[("reason", reason)]).inc();
+    }
+
+    pub(crate) fn credential_refused(&self, reason: &'static str) {
+        self.credentials.get_or_create(&[("reason", reason)]).inc();
     }
 
     pub(crate) fn closed(&self, reason: &'static str, code: u16) {

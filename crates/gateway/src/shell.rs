@@ -121,6 +121,12 @@ impl Shell {
         format!("{}-{:x}-{:x}", self.config.id, self.life, id.0)
     }
 
+    /// A name for a session that has none: 128 random bits. Not secret, only nobody else's.
+    pub(crate) fn new_sid(&self) -> String {
+        let mut rng = self.rng.borrow_mut();
+        format!("{:016x}{:016x}", rng.next_u64(), rng.next_u64())
+    }
+
     pub(crate) fn retry_after_s(&self) -> u64 {
         let (first, last) = RETRY_AFTER_S.into_inner();
         first + self.rng.borrow_mut().below(last - first + 1)

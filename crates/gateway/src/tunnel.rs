@@ -409,3 +409,158 @@ const fn ended_by(reason: CloseReason) -> End {
         reason => End::Ordered(reason),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use evenkeel_model::Duration;
+
+    use super::*;
+
+    /// A tunnel and the thread's part of it, at 1,000 s.
+    fn tunnel() -> (Tunnel, Turn) {
+        let tick = Instant(0) + Duration::from_secs(1_000);
+        let of_it = (ConnId(1), Arc::default(), Arc::default());
+        let turn = Turn { limits: TunnelLimits::default(), tick, to_client: 0, to_server: 0 };
+        (Tunnel::new(of_it, b"", b"", tick), turn)
+    }
+
+    /// All that is to be done up to the end or until there is nothing.
+    fn actions(tunnel: &mut Tunnel, turn: &Turn) -> Vec<Action> {
+        let mut actions = Vec::new();
+        while let Some(action) = tunnel.next(turn) {
+            let end = matches!(action, Action::End(_));
+            actions.push(action);
+            if end {
+                break;
+            }
+        }
+        actions
+    }
+
+    fn order(tunnel: &mut Tunnel, turn: &Turn) {
+        tunnel.close(CloseReason::Draining.code(), CloseReason::Draining, turn);
+    }
+
+    fn close_of(reason: CloseReason) -> Action {
+        Action::Close(close_frame(Sender::Server, reason.code().get(), reason.as_str(), [0; 4]))
+    }
+
+    const CLIENTS_CLOSE: &[u8] = b"\x88\x82\0\0\0\0\x03\xe8";
+
+    #[test]
+    fn a_close_waits_for_the_boundary_and_for_a_slow_client() {
+        let (mut tunnel, mut turn) = tunnel();
+        assert_eq!(tunnel.received(Side::Server, b"\x81\x04ab", &mut turn), 4);
+        order(&mut tunnel, &turn);
+        assert_eq!(actions(&mut tunnel, &turn), []);
+        // The message ends; of the next one nothing passes, however long the client is slow.
+        assert_eq!(tunnel.received(Side::Server, b"cd\x81\x01x", &mut turn), 2);
+        tunnel.sink_waits(Side::Client, turn.tick);
+        assert_eq!(actions(&mut tunnel, &turn), []);
+        assert_eq!(tunnel.received(Side::Server, b"\x81\x01y", &mut turn), 0);
+        tunnel.sink_flushed(Side::Client, turn.tick);
+        assert_eq!(actions(&mut tunnel, &turn), [close_of(CloseReason::Draining)]);
+        assert_eq!(tunnel.received(Side::Server, b"\x81\x01z", &mut turn), 0);
+    }
+
+    #[test]
+    fn bytes_that_are_just_on_their_way_hold_a_close_back_but_have_no_deadline() {
+        let (mut tunnel, mut turn) = tunnel();
+        assert_eq!(tunnel.received(Side::Server, b"\x81\0", &mut turn), 2);
+        tunnel.sink_asked(Side::Client);
+        assert_eq!(tunnel.due(&turn.limits), None);
+        order(&mut tunnel, &turn);
+        assert_eq!(actions(&mut tunnel, &turn), []);
+        tunnel.sink_flushed(Side::Client, turn.tick);
+        assert_eq!(actions(&mut tunnel, &turn), [close_of(CloseReason::Draining)]);
+    }
+
+    #[test]
+    fn an_answered_close_finishes_both_ends_in_turn() {
+        let (mut tunnel, mut turn) = tunnel();
+        order(&mut tunnel, &turn);
+        assert_eq!(actions(&mut tunnel, &turn), [close_of(CloseReason::Draining)]);
+        assert_eq!(tunnel.received(Side::Client, CLIENTS_CLOSE, &mut turn), CLIENTS_CLOSE.len());
+        assert_eq!(actions(&mut tunnel, &turn), [Action::Finish(Side::Client)]);
+        tunnel.source_ended(Side::Client);
+        tunnel.source_ended(Side::Server);
+        let last = [Action::Finish(Side::Server), Action::End(End::Ordered(CloseReason::Draining))];
+        assert_eq!(actions(&mut tunnel, &turn), last);
+        assert_eq!(tunnel.close_code(), CloseReason::Draining.code().get());
+    }
+
+    #[test]
+    fn the_end_of_a_server_counts_only_when_all_before_it_went_out() {
+        let (mut tunnel, mut turn) = tunnel();
+        assert_eq!(tunnel.received(Side::Server, b"\x81\x01a", &mut turn), 3);
+        tunnel.sink_waits(Side::Client, turn.tick);
+        tunnel.source_ended(Side::Server);
+        assert_eq!(actions(&mut tunnel, &turn), []);
+        // Longer than any wait but the client's own deadline, which it keeps.
+        for _ in 0..10 {
+            turn.tick = turn.tick + Duration::from_secs(9);
+            tunnel.sink_took(Side::Client, turn.tick);
+            tunnel.handle_timeout(&turn);
+            assert_eq!(actions(&mut tunnel, &turn), []);
+        }
+        tunnel.sink_flushed(Side::Client, turn.tick);
+        let gone = [close_of(CloseReason::ServerGone), Action::Finish(Side::Client)];
+        assert_eq!(actions(&mut tunnel, &turn), gone);
+        tunnel.source_ended(Side::Client);
+        let last = [Action::Finish(Side::Server), Action::End(End::ServerLost)];
+        assert_eq!(actions(&mut tunnel, &turn), last);
+    }
+
+    #[test]
+    fn a_server_that_breaks_within_a_message_gets_no_close_put_in() {
+        let (mut tunnel, mut turn) = tunnel();
+        assert_eq!(tunnel.received(Side::Server, b"\x81\x09half", &mut turn), 6);
+        tunnel.source_broke(Side::Server);
+        assert_eq!(actions(&mut tunnel, &turn), [Action::Finish(Side::Client)]);
+        assert_eq!(tunnel.received(Side::Client, b"\x81\x80\0\0\0\0", &mut turn), 0);
+    }
+
+    #[test]
+    fn an_order_whose_time_is_up_is_carried_out_between_two_frames_or_not_at_all() {
+        for (begun, said) in [(&b"\x01\x02ab"[..], true), (b"\x81\x05ab", false)] {
+            let (mut tunnel, mut turn) = tunnel();
+            assert_eq!(tunnel.received(Side::Server, begun, &mut turn), 4);
+            order(&mut tunnel, &turn);
+            turn.tick = tunnel.due(&turn.limits).unwrap();
+            tunnel.handle_timeout(&turn);
+            let mut expected = vec![Action::Finish(Side::Client)];
+            expected.extend([Action::End(End::Ordered(CloseReason::Draining))]);
+            if said {
+                expected.insert(0, close_of(CloseReason::Draining));
+            }
+            assert_eq!(actions(&mut tunnel, &turn), expected);
+        }
+    }
+
+    #[test]
+    fn a_lost_client_ends_a_tunnel_without_another_word() {
+        for closed in [false, true] {
+            let (mut tunnel, turn) = tunnel();
+            let mut end = End::ClientLost;
+            if closed {
+                order(&mut tunnel, &turn);
+                assert_eq!(actions(&mut tunnel, &turn).len(), 1);
+                end = End::Ordered(CloseReason::Draining);
+            }
+            tunnel.sink_broke(Side::Client);
+            assert_eq!(actions(&mut tunnel, &turn), [Action::End(end)]);
+            assert!(!tunnel.listens(Side::Client) && !tunnel.listens(Side::Server));
+        }
+    }
+
+    #[test]
+    fn what_a_broken_server_no_longer_takes_is_dropped() {
+        let (mut tunnel, mut turn) = tunnel();
+        tunnel.sink_waits(Side::Server, turn.tick);
+        tunnel.sink_broke(Side::Server);
+        assert_eq!(tunnel.received(Side::Client, b"\x81\x80\0\0\0\0", &mut turn), 0);
+        assert_eq!(tunnel.due(&turn.limits), None);
+        // Its last words still pass.
+        assert_eq!(tunnel.received(Side::Server, b"\x81\x01a", &mut turn), 3);
+    }
+}

@@ -275,6 +275,9 @@ impl Carrier {
         if wire.sending.is_some() {
             return wire.behind.append(&mut bytes);
         }
+        if bytes.is_empty() {
+            return;
+        }
         match socket::write(&wire.socket, &bytes) {
             Ok(sent) if sent == bytes.len() => {}
             Ok(sent) => self.send_later(at, to, Payload::Owned { bytes, sent }),

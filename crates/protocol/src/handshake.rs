@@ -10,7 +10,7 @@
 use evenkeel_model::{Duration, Instant};
 
 use crate::head::{HeadError, HeadOf, HeadScan};
-use crate::request::{Parsed, Peer, Plain, Request, RequestError};
+use crate::request::{Parsed, Peer, Plain, Request, RequestError, Said};
 use crate::response::{Answered, BODY_MAX, Refused, ResponseError, read_answer};
 
 /// Client bytes held before the 101. Clients may not send before it (RFC 6455 §4.1); those that do send little.
@@ -202,16 +202,16 @@ impl Handshake {
         None
     }
 
-    /// Writes the head for the server that was picked. Its URL has the path `prefix`; `conn` is the connection's
-    /// id. Empty when no request is waiting for a server.
-    pub fn ask(&mut self, prefix: &str, peer: &Peer, conn: &str, now: Instant) -> Vec<u8> {
+    /// Writes the head for the server that was picked. Its URL has the path `prefix`. Empty when no request is
+    /// waiting for a server.
+    pub fn ask(&mut self, prefix: &str, peer: &Peer, said: &Said<'_>, now: Instant) -> Vec<u8> {
         self.buffer.clear();
         match core::mem::replace(&mut self.state, State::Ended) {
             State::Picking(request) | State::Asking { request, .. } => {
-                let head = request.head_for(prefix, peer);
+                let head = request.head_for(prefix, peer, said);
                 self.due = Some(now + self.deadlines.server_head);
                 self.state =
-                    State::Asking { request, scan: HeadScan::new(HeadOf::Response), conn: conn.into() };
+                    State::Asking { request, scan: HeadScan::new(HeadOf::Response), conn: said.conn.into() };
                 head
             }
             other => {
@@ -304,9 +304,15 @@ impl Handshake {
         }
     }
 
-    /// Ends the handshake with an answer of our own.
+    /// Ends the handshake with an answer of our own in plain text.
     pub fn refuse(&mut self, status: u16, reason: &'static str, fields: &str, text: &str) -> Step {
         let bytes = answer_bytes(status, fields, text);
+        self.end(Outcome::Answer(Answer { status, reason, bytes }))
+    }
+
+    /// Ends the handshake with an answer of our own, of which `fields` say what `body` is.
+    pub fn answer(&mut self, status: u16, reason: &'static str, fields: &str, body: &str) -> Step {
+        let bytes = answer_with(status, fields, body, After::Closes);
         self.end(Outcome::Answer(Answer { status, reason, bytes }))
     }
 
@@ -338,26 +344,57 @@ enum More {
     Ended,
 }
 
+/// What becomes of the connection behind an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum After {
+    /// It closes.
+    Closes,
+    /// The next request may come.
+    Stays,
+}
+
 /// Writes an answer of our own: plain text, and the connection closes behind it. `fields` are whole lines.
 #[must_use]
 pub fn answer_bytes(status: u16, fields: &str, text: &str) -> Vec<u8> {
-    let phrase = phrase(status);
-    let length = text.len() + 1;
-    format!(
-        "HTTP/1.1 {status} {phrase}\r\n{fields}Content-Type: text/plain\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{text}\n"
-    )
-    .into_bytes()
+    let fields = format!("{fields}Content-Type: text/plain\r\n");
+    answer_with(status, &fields, &format!("{text}\n"), After::Closes)
+}
+
+/// Writes an answer of our own. `fields` are whole lines, the body's type among them.
+#[must_use]
+pub fn answer_with(status: u16, fields: &str, body: &str, after: After) -> Vec<u8> {
+    use core::fmt::Write as _;
+    let mut answer = String::with_capacity(fields.len() + body.len() + 128);
+    let length = body.len();
+    // Writing to a text does not fail.
+    let _ = write!(answer, "HTTP/1.1 {status} {}\r\n{fields}", phrase(status));
+    // An answer without content has no length either (RFC 9110 §8.6).
+    if status != 204 {
+        let _ = write!(answer, "Content-Length: {length}\r\n");
+    }
+    answer.push_str(match after {
+        After::Closes => "Connection: close\r\n\r\n",
+        After::Stays => "\r\n",
+    });
+    answer.push_str(body);
+    answer.into_bytes()
 }
 
 const fn phrase(status: u16) -> &'static str {
     match status {
+        200 => "OK",
+        204 => "No Content",
+        307 => "Temporary Redirect",
         400 => "Bad Request",
+        401 => "Unauthorized",
         403 => "Forbidden",
         404 => "Not Found",
         405 => "Method Not Allowed",
         408 => "Request Timeout",
+        413 => "Content Too Large",
         414 => "URI Too Long",
         426 => "Upgrade Required",
+        429 => "Too Many Requests",
         431 => "Request Header Fields Too Large",
         502 => "Bad Gateway",
         503 => "Service Unavailable",
@@ -372,13 +409,15 @@ mod tests {
     use core::net::IpAddr;
 
     use super::*;
-    use crate::request::Scheme;
+    use crate::request::{Assignment, Scheme};
 
     const REQUEST: &str = "GET /chat HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
     const SWITCH: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
         Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
     const PEER: Peer = Peer { ip: IpAddr::V4(core::net::Ipv4Addr::LOCALHOST), scheme: Scheme::Ws };
+
+    const SAID: Said<'_> = Said { conn: "c1", assignment: Assignment::None };
 
     fn at(ms: u64) -> Instant {
         Instant::from_millis(ms)
@@ -391,7 +430,7 @@ mod tests {
     fn asked() -> Handshake {
         let mut handshake = fresh();
         assert!(matches!(handshake.client_bytes(REQUEST.as_bytes()), Step::Pick));
-        assert!(handshake.ask("", &PEER, "c1", at(5)).starts_with(b"GET /chat HTTP/1.1\r\n"));
+        assert!(handshake.ask("", &PEER, &SAID, at(5)).starts_with(b"GET /chat HTTP/1.1\r\n"));
         handshake
     }
 
@@ -410,7 +449,7 @@ mod tests {
             handshake.client_bytes(&[&REQUEST.as_bytes()[20..], b"early"].concat()),
             Step::Pick
         ));
-        handshake.ask("", &PEER, "c1", at(5));
+        handshake.ask("", &PEER, &SAID, at(5));
         assert!(matches!(handshake.client_bytes(b"-later"), Step::Need));
         assert!(matches!(handshake.server_bytes(&SWITCH.as_bytes()[..40]), Step::Need));
         let Step::End(Outcome::Tunnel(tunnel)) =
@@ -434,12 +473,12 @@ mod tests {
     fn a_server_that_fails_leaves_the_request_for_another() {
         let mut handshake = asked();
         assert!(matches!(handshake.server_closed(), Step::Elsewhere(Elsewhere::Closed)));
-        assert!(handshake.ask("/b", &PEER, "c1", at(9)).starts_with(b"GET /b/chat "));
+        assert!(handshake.ask("/b", &PEER, &SAID, at(9)).starts_with(b"GET /b/chat "));
         assert!(matches!(handshake.handle_timeout(at(1_008)), Step::Need));
         assert!(matches!(handshake.handle_timeout(at(1_009)), Step::Elsewhere(Elsewhere::Late)));
-        handshake.ask("", &PEER, "c1", at(2_000));
+        handshake.ask("", &PEER, &SAID, at(2_000));
         assert!(matches!(handshake.server_bytes(b"nonsense\r\n\r\n"), Step::Elsewhere(Elsewhere::Bad(_))));
-        handshake.ask("", &PEER, "c1", at(2_100));
+        handshake.ask("", &PEER, &SAID, at(2_100));
         assert!(matches!(handshake.server_bytes(SWITCH.as_bytes()), Step::End(Outcome::Tunnel(_))));
     }
 

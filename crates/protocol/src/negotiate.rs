@@ -299,6 +299,46 @@ pub enum LocationForm {
     Relative,
 }
 
+/// What the URL of a handshake says to gateways and servers: its fields of ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Marks<'a> {
+    /// `_ek`: an assignment.
+    pub token: Option<&'a str>,
+    /// `_ekm`: the client understands the dialogue of a move.
+    pub moves: bool,
+    /// `_ekc=move`: it comes to take its session over from another server.
+    pub parks: bool,
+    /// `_eks`: its session; only a text that can be one.
+    pub sid: Option<&'a str>,
+    /// `_ekt`: proof of session and source.
+    pub ticket: Option<&'a str>,
+    /// `_ekr=1`: it follows a 307.
+    pub follows: bool,
+}
+
+impl<'a> Marks<'a> {
+    /// Reads a target.
+    #[must_use]
+    pub fn of(target: &'a str) -> Self {
+        let mut marks = Self::default();
+        for (name, value) in query(target).split('&').filter_map(|pair| pair.split_once('=')) {
+            match name {
+                // As `field`: the first counts, here and at the server.
+                "_ek" => marks.token = marks.token.or(Some(value)),
+                "_ekm" => marks.moves = true,
+                "_ekc" => marks.parks |= value == "move",
+                "_eks" if is_text(value, TEXT_MAX) && !value.is_empty() => {
+                    marks.sid = marks.sid.or(Some(value));
+                }
+                "_ekt" => marks.ticket = marks.ticket.or(Some(value)),
+                "_ekr" => marks.follows |= value == "1",
+                _ => {}
+            }
+        }
+        marks
+    }
+}
+
 /// The path of a target.
 #[must_use]
 pub fn path(target: &str) -> &str {
@@ -422,6 +462,25 @@ mod tests {
         assert_eq!(without("/c?_ekr=1&_ekm=x", |name| name == "_ekr"), "/c?_ekm=x");
         assert_eq!(field("/c?_ekr=1&_ekm=x", "_ekm"), Some("x"));
         assert_eq!(field("/c?a_ekm=x", "_ekm"), None);
+    }
+
+    #[test]
+    fn a_handshake_s_marks_are_read_and_nothing_else() {
+        let marks = Marks::of("/c?_ek=t&_ekm=x&_ekc=move&_eks=s1&_ekt=a.b.c&_ekr=1&_ek=second&room=_ek=no");
+        let all = Marks {
+            token: Some("t"),
+            moves: true,
+            parks: true,
+            sid: Some("s1"),
+            ticket: Some("a.b.c"),
+            follows: true,
+        };
+        assert_eq!(marks, all);
+        for nothing in ["/_ek=t", "/c", "/c?x_ek=t&_ekr=2&_ekc=stay&_eks=&_ekz=1&_ek"] {
+            assert_eq!(Marks::of(nothing), Marks::default(), "{nothing}");
+        }
+        let long = format!("/c?_eks={}", "x".repeat(TEXT_MAX + 1));
+        assert_eq!(Marks::of(&long).sid, None);
     }
 
     #[test]

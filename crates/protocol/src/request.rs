@@ -9,6 +9,7 @@
 use core::net::IpAddr;
 
 use crate::head::{FIELDS_MAX, HeadError, Name, authority, is_token, list, push_field};
+use crate::negotiate::without;
 
 /// Longest request target. Longer than browsers' practical 2 KiB, shorter than the head may be.
 pub const TARGET_MAX: usize = 8 * 1024;
@@ -130,6 +131,40 @@ pub struct Peer {
     pub scheme: Scheme,
 }
 
+/// What a gateway itself says to a server in a handshake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Said<'a> {
+    /// The connection's id, as on the 101.
+    pub conn: &'a str,
+    /// What it hands on or adds.
+    pub assignment: Assignment<'a>,
+}
+
+/// The assignment of a proxied handshake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Assignment<'a> {
+    /// None: the server checks none.
+    None,
+    /// Made for this handshake.
+    Minted(&'a str),
+    /// The one that the client brought as `_ek`, checked; its target keeps it.
+    Brought(&'a str),
+}
+
+impl Assignment<'_> {
+    const fn token(&self) -> Option<&str> {
+        match self {
+            Self::None => None,
+            Self::Minted(token) | Self::Brought(token) => Some(token),
+        }
+    }
+
+    /// The fields of ours that a server has no use for.
+    fn drops(&self, name: &str) -> bool {
+        name == "_ekr" || (name == "_ek" && !matches!(self, Self::Brought(_)))
+    }
+}
+
 /// How a client reached us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scheme {
@@ -194,11 +229,13 @@ impl Request {
 
     /// The new head for a server whose URL has the path `prefix` (`""` or `/…` without a slash at its end).
     #[must_use]
-    pub fn head_for(&self, prefix: &str, peer: &Peer) -> Vec<u8> {
-        let mut head = Vec::with_capacity(self.fields.len() + self.target.len() + self.host.len() + 320);
+    pub fn head_for(&self, prefix: &str, peer: &Peer, said: &Said<'_>) -> Vec<u8> {
+        let token = said.assignment.token();
+        let length = self.fields.len() + self.target.len() + self.host.len() + token.map_or(0, str::len);
+        let mut head = Vec::with_capacity(length + 400);
         head.extend_from_slice(b"GET ");
         head.extend_from_slice(prefix.as_bytes());
-        head.extend_from_slice(self.target.as_bytes());
+        head.extend_from_slice(without(&self.target, |name| said.assignment.drops(name)).as_bytes());
         head.extend_from_slice(b" HTTP/1.1\r\n");
         push_field(&mut head, "Host", self.host.as_bytes());
         head.extend_from_slice(b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n");
@@ -210,6 +247,10 @@ impl Request {
             Scheme::Wss => b"https",
         };
         push_field(&mut head, "X-Forwarded-Proto", proto);
+        push_field(&mut head, "Evenkeel-Conn", said.conn.as_bytes());
+        if let Some(token) = token {
+            push_field(&mut head, "Evenkeel-Assignment", token.as_bytes());
+        }
         head.extend_from_slice(b"\r\n");
         head
     }
@@ -638,9 +679,11 @@ mod tests {
         Request::parse(format!("{GOOD}{fields}\r\n").as_bytes())
     }
 
+    const PEER: Peer = Peer { ip: IpAddr::V4(core::net::Ipv4Addr::new(192, 0, 2, 1)), scheme: Scheme::Ws };
+    const SAID: Said<'_> = Said { conn: "c1", assignment: Assignment::None };
+
     fn head(fields: &str) -> String {
-        let peer = Peer { ip: IpAddr::from([192, 0, 2, 1]), scheme: Scheme::Ws };
-        String::from_utf8(with(fields).unwrap().head_for("/app", &peer)).unwrap()
+        String::from_utf8(with(fields).unwrap().head_for("/app", &PEER, &SAID)).unwrap()
     }
 
     #[test]
@@ -657,6 +700,7 @@ mod tests {
             X-Own: 1
             X-Forwarded-For: 192.0.2.1
             X-Forwarded-Proto: http
+            Evenkeel-Conn: c1
 
         "]]
         .assert_eq(
@@ -709,9 +753,33 @@ mod tests {
             TE: trailers\r\nKeep-Alive: timeout=5\r\nEvenkeel-Conn: forged\r\n\
             Evenkeel-Something-That-Has-A-Very-Long-Name: forged\r\nX-Forwarded-For-The-Servers-Behind-Us: 10.0.0.5\r\nProxy-Authorization: x\r\nSec_WebSocket_Key: x\r\n";
         let head = head(sent);
-        for gone in ["10.0.0.", "TE:", "Keep-Alive", "Evenkeel", "Proxy", "Sec_"] {
+        for gone in ["10.0.0.", "TE:", "Keep-Alive", "forged", "Proxy", "Sec_"] {
             assert!(!head.contains(gone), "{gone} in {head}");
         }
+    }
+
+    #[test]
+    fn a_server_gets_one_assignment_and_every_mark_that_is_for_it() {
+        let get = GOOD.replace("/chat?x=1", "/chat?_ek=old&x=1&_ekr=1&_ekm=c&_ekc=move&_eks=s&_ekt=t");
+        let get = format!("{get}Evenkeel-Assignment: forged\r\n\r\n");
+        let request = Request::parse(get.as_bytes()).unwrap();
+        let head = |assignment| {
+            let said = Said { conn: "c1", assignment };
+            String::from_utf8(request.head_for("", &PEER, &said)).unwrap()
+        };
+        let marks = "x=1&_ekm=c&_ekc=move&_eks=s&_ekt=t HTTP/1.1\r\n";
+        let minted = head(Assignment::Minted("new"));
+        assert!(minted.starts_with(&format!("GET /chat?{marks}")), "{minted}");
+        assert!(minted.contains("\r\nEvenkeel-Assignment: new\r\n") && !minted.contains("old"), "{minted}");
+        let brought = head(Assignment::Brought("old"));
+        assert!(brought.starts_with(&format!("GET /chat?_ek=old&{marks}")), "{brought}");
+        assert!(brought.contains("\r\nEvenkeel-Assignment: old\r\n"), "{brought}");
+        let none = head(Assignment::None);
+        assert!(none.starts_with(&format!("GET /chat?{marks}")), "{none}");
+        for head in [minted, brought, none.clone()] {
+            assert!(!head.contains("forged") && !head.contains("_ekr"), "{head}");
+        }
+        assert!(!none.contains("Assignment"), "{none}");
     }
 
     #[test]
@@ -719,8 +787,8 @@ mod tests {
         let head =
             GOOD.replace("keep-alive, Upgrade", "Upgrade, X-Auth") + "X-Auth: admin\r\nX-Other: kept\r\n\r\n";
         let request = Request::parse(head.as_bytes()).unwrap();
-        let peer = Peer { ip: IpAddr::from([192, 0, 2, 1]), scheme: Scheme::Wss };
-        let written = String::from_utf8(request.head_for("", &peer)).unwrap();
+        let peer = Peer { scheme: Scheme::Wss, ..PEER };
+        let written = String::from_utf8(request.head_for("", &peer, &SAID)).unwrap();
         assert!(
             !written.contains("X-Auth")
                 && written.contains("X-Other: kept")
@@ -824,12 +892,11 @@ mod tests {
             if let Ok(Some(range)) = scan.find(&head)
                 && let Ok(request) = Request::parse(&head[range])
             {
-                let peer = Peer { ip: IpAddr::from([192, 0, 2, 1]), scheme: Scheme::Ws };
-                let written = request.head_for("", &peer);
+                let written = request.head_for("", &PEER, &SAID);
                 let mut scan = crate::head::HeadScan::new(crate::head::HeadOf::Request);
                 proptest::prop_assert_eq!(scan.find(&written), Ok(Some(0..written.len())));
                 let again = Request::parse(&written).expect("what we write can be read");
-                proptest::prop_assert_eq!(again.head_for("", &peer), written);
+                proptest::prop_assert_eq!(again.head_for("", &PEER, &SAID), written);
             }
         }
 

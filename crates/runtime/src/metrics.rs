@@ -39,6 +39,8 @@ pub mod names {
     pub const GATEWAY_HANDSHAKES: &str = "gateway_handshakes";
     /// Counter by reason: placements, `connected` or how they failed.
     pub const GATEWAY_PLACEMENTS: &str = "gateway_placements";
+    /// Counter by reason: assignments and tickets of clients that were not good.
+    pub const GATEWAY_CREDENTIALS_REFUSED: &str = "gateway_credentials_refused";
     /// Gauge: handshakes waiting for credit.
     pub const GATEWAY_WAITING: &str = "gateway_waiting";
     /// Counter by close reason: tunnels ended.

@@ -8,11 +8,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use evenkeel_fleet::config::{HealthConfig, PickRule, PlaceConfig};
-use evenkeel_fleet::snapshot::{Executor, GatewaySays, Health, ServerView, Snapshot, Table};
-use evenkeel_gateway::{FleetSettings, GatewayConfig, Limits, Links, Running, start};
+use evenkeel_fleet::snapshot::{Executor, GatewaySays, Health, ServerView, Settlements, Snapshot, Table};
+use evenkeel_gateway::{FleetSettings, GatewayConfig, Limits, Links, Route, Running, start};
 use evenkeel_model::{
     Connections, Desired, Fence, FleetId, GatewayId, Incarnation, Instant, PerSecond, ServerId, State,
 };
+use evenkeel_protocol::keys::MasterKey;
 use evenkeel_protocol::response::accept_for;
 use evenkeel_runtime::metrics::{self, Shared};
 use evenkeel_runtime::{Clock, Phase, Shutdown, Trigger};
@@ -20,6 +21,9 @@ use tokio::sync::{mpsc, watch};
 
 /// No step of a test may take longer.
 pub(crate) const SOON: Duration = Duration::from_secs(10);
+
+/// The master key of the fleet.
+pub(crate) const MASTER: MasterKey = MasterKey::from_bytes([7; 32]);
 
 /// The usual upgrade fields.
 pub(crate) const WS: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
@@ -46,6 +50,10 @@ pub(crate) struct Gate {
     pub(crate) addr: SocketAddr,
     pub(crate) says: mpsc::Receiver<GatewaySays>,
     pub(crate) trigger: Trigger,
+    #[allow(dead_code)] // Of one of the binaries that share this file.
+    pub(crate) master: watch::Sender<MasterKey>,
+    #[allow(dead_code)] // Of one of the binaries that share this file.
+    pub(crate) settle: mpsc::Sender<Settlements>,
     table: watch::Sender<Arc<Table>>,
     installed: watch::Receiver<u64>,
     registry: Shared,
@@ -56,6 +64,7 @@ pub(crate) struct Gate {
 pub(crate) struct Setup {
     pub(crate) limits: Limits,
     pub(crate) settings: FleetSettings,
+    pub(crate) routes: Vec<Route>,
 }
 
 impl Default for Setup {
@@ -64,7 +73,7 @@ impl Default for Setup {
         // A busy machine may hold a test's server up for a second; deadlines are the subject of tests of their own.
         limits.heads.server_head = SOON;
         limits.connect = SOON;
-        Self { limits, settings: FleetSettings::default() }
+        Self { limits, settings: FleetSettings::default(), routes: Vec::new() }
     }
 }
 
@@ -102,10 +111,12 @@ impl Gate {
         let (says_tx, says) = mpsc::channel(256);
         let (installed_tx, installed) = watch::channel(0);
         let (trigger, shutdown) = Shutdown::new();
+        let (master, master_rx) = watch::channel(MASTER);
+        let (settle, settlements) = mpsc::channel(64);
         let config = GatewayConfig {
             id: GatewayId::new("g1").unwrap(),
             listen: vec!["127.0.0.1:0".parse().unwrap()],
-            routes: Vec::new(),
+            routes: setup.routes,
             fleets: BTreeMap::from([(fleet(), setup.settings)]),
             engine: crate::ENGINE,
             limits: setup.limits,
@@ -116,15 +127,16 @@ impl Gate {
             table: table_rx,
             says: says_tx,
             installed: installed_tx,
-            masters: BTreeMap::new(),
-            settlements: tokio::sync::mpsc::channel(1).1,
+            masters: BTreeMap::from([(fleet(), master_rx)]),
+            settlements,
             recalled: Arc::default(),
             memory: None,
         };
         let running = start(config, links, Clock::start(), shutdown, &mut registry).unwrap();
         let addr = running.addrs()[0];
         let registry = Arc::new(Mutex::new(registry));
-        let mut gate = Self { addr, says, trigger, table, installed, registry, running: Some(running) };
+        let mut gate =
+            Self { addr, says, trigger, master, settle, table, installed, registry, running: Some(running) };
         gate.publish(servers);
         gate
     }

@@ -1,5 +1,6 @@
 //! The gateway on real sockets, against servers and clients that are written byte by byte.
 
+mod assignments;
 mod executed;
 mod failing;
 mod handshakes;
