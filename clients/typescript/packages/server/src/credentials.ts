@@ -93,6 +93,11 @@ export class Verifier {
     this.#replays = new Replays(replaysMax);
   }
 
+  /** Whether there is a key to check with. */
+  get hasKeys(): boolean {
+    return this.#keys.size > 0;
+  }
+
   /** Takes the complete live list; keys not in it are dead. */
   setKeys(keys: readonly Jwk[]): void {
     this.#keys = new Map(keys.filter(({ alg }) => alg === "HS256").map(({ kid, k }) => [kid, Buffer.from(k, "base64url")]));

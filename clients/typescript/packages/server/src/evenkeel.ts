@@ -37,7 +37,7 @@ export interface EvenkeelOptions {
   /** Whom to admit: clients with an assignment from a gateway, or `all`. Default: `assigned`. */
   admit?: "assigned" | "all";
   /** Origins of pages whose handshakes are taken, such as `https://app.example.com`. Default: those that the gateway
-   * signed assignments for. */
+   * signed assignments for, and for clients without one those of the request's own host. */
   origins?: string[];
   /** What an operator may want to know. Default: warnings to the console. */
   log?: (message: LogMessage) => void;
@@ -86,7 +86,8 @@ export interface Member {
 export const NOTICE_MS = 10_000;
 /** A rebalance leaves a client alone for so long that could not or would not move. */
 const SPARED_MS = 600_000;
-/** Notices to one client of a server that empties, before it is closed instead. */
+/** Notices to one client of a server that empties, before it is closed instead; those for which there was no credit do not
+ * count. */
 const NOTICES_MAX = 3;
 /** Shortest wait before the next of them. */
 const AGAIN_MS = 1_000;
@@ -104,7 +105,9 @@ export class Evenkeel {
   readonly #links: Link[] = [];
   readonly #usage = new Usage();
   readonly #terms: Record<string, number> = {};
-  readonly #tries = new WeakMap<Member, number>();
+  /** Notices that a client would not or could not follow. */
+  readonly #notices = new WeakMap<Member, number>();
+  readonly #caps: string[] = [];
   readonly #handover: Handover;
   readonly #finished: Promise<void>;
   readonly #drains = new Set<() => void>();
@@ -132,7 +135,7 @@ export class Evenkeel {
     this.#finished = new Promise((resolve) => (this.#finish = resolve));
     const { id, fleet, url, publicUrl: public_url, zone, labels, capacity } = options;
     const inc = Date.now();
-    const profile = { id, fleet, url, public_url, zone, labels, capacity, caps: ["move"] };
+    const profile = { id, fleet, url, public_url, zone, labels, capacity, caps: this.#caps };
     this.#agent = new Agent(profile, inc, performance.now());
     this.#verifier = new Verifier(`${id}#${inc}`);
     this.#handover = new Handover(`${id}#${inc}`);
@@ -176,44 +179,51 @@ export class Evenkeel {
     else this.#terms[name] = value;
   }
 
-  /** Asks whether a handshake may be answered with 101, and takes the SDK's keys out of its URL. */
-  admit(request: IncomingMessage): Admission | Denial {
+  /** Asks whether a handshake may be answered with 101, and takes the SDK's keys out of its URL. `takesOver`: whether the
+   * application takes sessions of other servers over. */
+  admit(request: IncomingMessage, takesOver = false): Admission | Denial {
     const url = request.url ?? "/";
+    const header = single(request, "evenkeel-assignment");
+    const token = header ?? keyOf(url, "_ek");
     request.url = withoutKeys(url);
-    const header = request.headers["evenkeel-assignment"];
-    const token = typeof header === "string" ? header : keyOf(url, "_ek");
     delete request.headers["evenkeel-assignment"];
-    const { origin } = request.headers;
-    const { origins } = this.#options;
-    if (origins && origin !== undefined && !origins.includes(origin)) return this.#deny(403, "origin");
+    const parks = keyOf(url, "_ekc") === "move" && isCtl(keyOf(url, "_ekm")) && isName(keyOf(url, "_eks"));
     const closed = this.#registry.isClosed;
-    const parks = keyOf(url, "_ekc") === "move";
-    // Nobody is admitted for this; whom a gateway sent before it knew is.
+    if (parks && !takesOver) return this.#deny(503, "no_moves");
+    const why = this.#isForeign(request) ? "origin" : this.#options.admit === "all" || this.#verifier.hasKeys ? undefined : "starting";
+    if (why === "origin") return this.#deny(403, why);
+    // Whoever comes with nothing to a closed door hears that it is closed.
     if (closed && (token === undefined || parks)) return this.#deny(503, closed);
+    if (why) return this.#deny(503, why);
     let claims: Claims | undefined;
     try {
-      claims = this.#verifier.verify(token ?? "", url, origin, this.nowMs);
+      claims = this.#verifier.verify(token ?? "", url, request.headers.origin, this.nowMs);
     } catch (error) {
       if (!(error instanceof Refused)) throw error;
       if (closed) return this.#deny(503, closed);
       if (this.#options.admit !== "all") return this.#deny(401, error.why);
+      if (!this.#options.origins && !isOwn(request)) return this.#deny(403, "origin");
     }
+    // Whom a gateway sent before it knew is let in.
     if (closed && claims && claims.iat * 1000 > this.#closedAt) return this.#deny(503, closed);
-    return this.#let(url, parks, claims);
+    return this.#let(request, url, parks, claims);
   }
 
-  #let(url: string, parks: boolean, claims: Claims | undefined): Admission {
-    const ctl = keyOf(url, "_ekm");
-    const own = keyOf(url, "_eks");
-    const sid = claims?.sid ?? own ?? randomId();
+  #isForeign({ headers: { origin } }: IncomingMessage): boolean {
+    const { origins } = this.#options;
+    return origins !== undefined && origin !== undefined && !origins.includes(origin);
+  }
+
+  #let(request: IncomingMessage, url: string, parks: boolean, claims: Claims | undefined): Admission {
     this.#registry.arrive();
-    const isCtl = ctl !== undefined && /^[\w-]{22}$/.test(ctl);
+    const [ctl, own, conn] = [keyOf(url, "_ekm"), keyOf(url, "_eks"), single(request, "evenkeel-conn")];
+    const sid = claims?.sid ?? (isName(own) ? own : undefined);
     return {
-      id: claims?.rid ?? randomId(),
-      sid,
-      ctl: isCtl ? ctl : undefined,
-      // Who has nothing to park with is served.
-      parks: parks && isCtl && own !== undefined,
+      id: (isName(conn) ? conn : claims?.rid) ?? randomId(),
+      sid: sid ?? randomId(),
+      // Only where both ends know the session by one name can it be moved.
+      ctl: isCtl(ctl) && sid !== undefined ? ctl : undefined,
+      parks,
       claims,
     };
   }
@@ -227,18 +237,23 @@ export class Evenkeel {
     return { status, headers, body: JSON.stringify({ why }), why };
   }
 
+  /** The application hands sessions over and takes them over: said to the nodes from the next link on. */
+  handsOver(): void {
+    if (!this.#caps.includes("move")) this.#caps.push("move");
+  }
+
   /** An admission became a connection that the application has. */
   opened(member: Member, admission: Admission): void {
     this.#registry.turnBack();
     this.#registry.open(member, performance.now());
-    this.#connected(admission);
+    this.#tell(admission, "connected");
     this.#look();
   }
 
-  /** The handshake is done: settles the placement that the gateway counts. */
-  #connected({ claims }: Admission): void {
+  /** Settles the placement that the gateway counts. */
+  #tell({ claims }: Admission, state: Event["state"]): void {
     if (!claims || this.#events.length >= EVENTS_MAX) return;
-    this.#events.push({ rid: claims.rid, state: "connected" });
+    this.#events.push({ rid: claims.rid, state });
     this.#telling ??= setTimeout(() => {
       this.#telling = undefined;
       this.#input({ is: "events", events: this.#events.splice(0) });
@@ -246,8 +261,9 @@ export class Evenkeel {
   }
 
   /** An admission came to nothing. */
-  failed(): void {
+  failed(admission: Admission): void {
     this.#registry.turnBack();
+    this.#tell(admission, "expired");
     this.#look();
   }
 
@@ -278,12 +294,17 @@ export class Evenkeel {
     const { how } = settled;
     const why = how === "refused" ? settled.why.slice(0, 128) : how;
     this.#input(how === "moved" ? { is: "moved", mid, result: "ok" } : { is: "moved", mid, result: "nak", why });
-    if (how === "refused" || how === "lapsed") {
-      const again = Math.max(AGAIN_MS, how === "refused" ? (settled.retry_ms ?? 0) : 0);
-      const spared = this.#registry.isClosed === "draining" ? again : Math.max(again, SPARED_MS);
-      this.#registry.stay(member, performance.now() + spared);
-      this.#look();
+    const now = performance.now();
+    if (how === "refused" && settled.retry_ms !== undefined) {
+      // No credit anywhere is nobody's fault.
+      const again = now + Math.max(AGAIN_MS, settled.retry_ms);
+      this.#registry.stay(member, again, again);
+    } else if (how === "refused" || how === "lapsed") {
+      // One that did not answer at all is closed in its next turn, by a server that empties.
+      this.#notices.set(member, how === "lapsed" ? NOTICES_MAX : (this.#notices.get(member) ?? 0) + 1);
+      this.#registry.stay(member, now + AGAIN_MS, now + SPARED_MS);
     }
+    this.#look();
     if (how === "not_sent") member.close(1012, "ek:draining");
   }
 
@@ -409,16 +430,15 @@ export class Evenkeel {
 
   /** Has connections leave; how many were found. */
   #close(closes: Closes): number {
-    const chosen = this.#registry.choose(closes, !closes.overdue, performance.now());
+    const chosen = this.#registry.choose(closes, performance.now());
     for (const member of chosen) this.#sendAway(member, closes);
     return chosen.length;
   }
 
   #sendAway(member: Member, { overdue, reason }: Closes): void {
-    const tries = (this.#tries.get(member) ?? 0) + 1;
-    this.#tries.set(member, tries);
-    const leaves = reason === "ek:draining" || reason === "ek:stopped";
-    const moves = member.canMove && this.#handover.hasKeys && !overdue && !(leaves && tries > NOTICES_MAX);
+    const empties = reason === "ek:draining" || reason === "ek:stopped";
+    const enough = empties && (this.#notices.get(member) ?? 0) >= NOTICES_MAX;
+    const moves = member.canMove && this.#handover.hasKeys && !overdue && !enough;
     if (!moves) return member.close(1012, reason);
     const ticket = this.#handover.ticket(member.sid, this.#options.id, this.nowMs);
     member.order({ mid: randomId(), ticket, by_ms: NOTICE_MS, why: reason.slice(3) });
@@ -448,6 +468,23 @@ export class Evenkeel {
     if (this.#options.log) this.#options.log({ level, message, fields });
     else if (level === "warn") console.warn("evenkeel:", message, fields);
   }
+}
+
+/** The field if it is there once. */
+function single(request: IncomingMessage, name: string): string | undefined {
+  const value = request.headersDistinct[name];
+  return value?.length === 1 ? value[0] : value ? "?" : undefined;
+}
+
+const isCtl = (ctl: string | undefined): ctl is string => ctl !== undefined && /^[\w-]{22}$/.test(ctl);
+
+/** A name that may be logged and signed. */
+const isName = (name: string | undefined): name is string => name !== undefined && /^[!-~]{1,128}$/.test(name);
+
+/** Whether a page is of the host that it asks. Programs send no origin. */
+function isOwn({ headers: { origin, host } }: IncomingMessage): boolean {
+  if (origin === undefined) return true;
+  return URL.canParse(origin) && new URL(origin).host === host?.toLowerCase();
 }
 
 /** Seconds that a server needs from SIGTERM to its end, for `terminationGracePeriodSeconds` and its like: everybody told

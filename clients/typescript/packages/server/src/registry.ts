@@ -16,7 +16,9 @@ export interface Entry<M> {
   touched: number;
   bytes: number;
   leaving: boolean;
-  /** Not to be moved again before. */
+  /** Could not go: not to be asked again before. */
+  again: number;
+  /** Left alone by a rebalance until then. */
   spared: number;
 }
 
@@ -54,7 +56,7 @@ export class Registry<M> {
   }
 
   open(member: M, now: number): void {
-    this.#entries.set(member, { member, opened: now, touched: now, bytes: 0, leaving: false, spared: 0 });
+    this.#entries.set(member, { member, opened: now, touched: now, bytes: 0, leaving: false, again: 0, spared: 0 });
     this.#totals.accepted += 1;
   }
 
@@ -74,19 +76,18 @@ export class Registry<M> {
     if (abnormal) this.#totals.closedAbnormal += 1;
   }
 
-  /** It stays after all; not to be chosen again before, unless its server empties. */
-  stay(member: M, spared: number): void {
+  /** It stays after all: not to be asked again before, nor bothered by a rebalance. */
+  stay(member: M, again: number, spared: number): void {
     const entry = this.#entries.get(member);
     if (!entry?.leaving) return;
-    entry.leaving = false;
-    entry.spared = spared;
+    Object.assign(entry, { leaving: false, again, spared });
     this.#leaving -= 1;
   }
 
   /** Those that may leave, in the order of `select`, at most so many; they are leaving from now on. */
-  choose({ count, select, minAgeMs }: Closes, spares: boolean, now: number): M[] {
-    const fits = (entry: Entry<M>) =>
-      !entry.leaving && now - entry.opened >= minAgeMs && !(spares && now < entry.spared);
+  choose({ count, select, minAgeMs, overdue, reason }: Closes, now: number): M[] {
+    const fits = ({ leaving, opened, again, spared }: Entry<M>) =>
+      !leaving && now - opened >= minAgeMs && (overdue || now >= again) && (reason !== "ek:rebalance" || now >= spared);
     const rank = (entry: Entry<M>) =>
       ({
         idle: () => entry.touched,

@@ -42,7 +42,7 @@ export function serveSocketIo(evenkeel: Evenkeel, io: SocketIoServer): void {
     if ("status" in admission) return refuse(response, admission);
     admissions.set(request, admission);
     // A handshake that the engine refuses opens no session.
-    response.on("close", () => admissions.delete(request) && evenkeel.failed());
+    response.on("close", () => admissions.delete(request) && evenkeel.failed(admission));
     next();
   });
   io.engine.on("connection", (socket) => {

@@ -26,15 +26,16 @@ export function serve(
   { path, ...options }: ServeOptions = {},
 ): () => void {
   const wss = new WebSocketServer({ ...options, noServer: true, clientTracking: false });
+  if (hooks.detach) evenkeel.handsOver();
   const ids = new WeakMap<IncomingMessage, string>();
-  wss.on("headers", (headers, request) => headers.push(`Evenkeel-Conn: ${ids.get(request)?.replace(/[^!-~]/g, "")}`));
+  wss.on("headers", (headers, request) => headers.push(`Evenkeel-Conn: ${ids.get(request)}`));
   const upgrade = (request: IncomingMessage, socket: Duplex, head: Buffer) => {
     if (path !== undefined && request.url?.split("?")[0] !== path) {
       // With nobody else to answer the client would wait for ever.
       if (server.listenerCount("upgrade") === 1) refuse(socket, 404, {}, "");
       return;
     }
-    const admission = evenkeel.admit(request);
+    const admission = evenkeel.admit(request, hooks.detach !== undefined);
     if ("status" in admission) return refuse(socket, admission.status, admission.headers, admission.body);
     ids.set(request, admission.id);
     accept(evenkeel, wss, hooks, admission, request, socket, head);
@@ -55,7 +56,7 @@ function accept(
   // Until the application has the connection, this admission has to be given back.
   let pending = true;
   const failed = () => {
-    if (pending) evenkeel.failed();
+    if (pending) evenkeel.failed(admission);
     pending = false;
   };
   socket.once("close", failed);

@@ -1,12 +1,14 @@
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { createServer } from "node:http";
+import { connect } from "node:net";
 import { availableParallelism, tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { WebSocket } from "ws";
 import { encode } from "../../client/src/frame.js";
-import { Evenkeel, gracePeriodS, type Connection, type Hooks } from "../src/index.js";
+import { Evenkeel, gracePeriodS, serve, type Connection, type Hooks } from "../src/index.js";
 import { coresOf, Usage } from "../src/usage.js";
-import { Farm, atEnd, until, type FarmServer } from "./farm.js";
+import { Farm, atEnd, listen, until, type FarmServer } from "./farm.js";
 
 const echo: Hooks = {
   connection: (connection) => void connection.on("message", (data, binary) => connection.send(data, { binary })),
@@ -108,6 +110,47 @@ describe("a handshake", () => {
     expect((await dial(`ws://${a.host}/?_ek=${farm.mint("a")}`).opened).status).toBe(101);
   });
 
+  it("that comes to park is sent elsewhere by a server that takes no sessions over, and nothing it says is believed", async () => {
+    const farm = await new Farm().start();
+    const a = await farm.server("a", echo, { admit: "all" });
+    const parks = await dial(`ws://${a.host}/?_ekm=${"c".repeat(22)}&_ekc=move&_eks=s1&_ekt=t`).opened;
+    expect([parks.status, parks.body]).toEqual([503, '{"why":"no_moves"}']);
+    const { headers } = await dial(`ws://${a.host}/?_eks=s%0d%0a1&_ekm=short`, { "Evenkeel-Conn": "g1-77" }).opened;
+    expect(headers["evenkeel-conn"]).toBe("g1-77");
+    expect(a.said[0]).toMatchObject({ op: "hello", caps: [] });
+  });
+
+  it("is sent elsewhere before there are keys to check it with", async () => {
+    const http = createServer();
+    const host = await listen(http);
+    const evenkeel = new Evenkeel({ id: "a", url: `ws://${host}`, nodes: [] });
+    atEnd(() => evenkeel.stop());
+    serve(evenkeel, http, echo);
+    const { status, headers, body } = await dial(`ws://${host}/?_ek=x.y.z`).opened;
+    expect([status, headers["evenkeel-draining"], body]).toEqual([503, "1", '{"why":"starting"}']);
+  });
+
+  it("of a foreign page is refused where everybody is admitted, of an own one not", async () => {
+    const farm = await new Farm().start();
+    const a = await farm.server("a", echo, { admit: "all" });
+    const statuses = ["https://evil.example.com", "null", "nonsense", `http://${a.host}`, `https://${a.host}`].map(
+      async (origin) => (await dial(`ws://${a.host}/`, {}, origin).opened).status,
+    );
+    expect(await Promise.all(statuses)).toEqual([403, 403, 403, 101, 101]);
+  });
+
+  it("that is admitted and comes to nothing is told as expired", async () => {
+    const farm = await new Farm().start();
+    const a = await farm.server("a", echo);
+    const token = farm.mint("a", { rid: "r1" });
+    const socket = connect(Number(a.host.split(":")[1]), "127.0.0.1");
+    // A handshake that is none.
+    socket.end(`GET /?_ek=${token} HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n`);
+    const events = () => a.said.filter(({ op }) => op === "event").flatMap(({ events }) => events);
+    await until("it is told", () => events().length === 1);
+    expect(events()).toEqual([{ rid: "r1", state: "expired" }]);
+  });
+
   it("is let in without an assignment where that is wanted, and answered 404 on another path", async () => {
     const farm = await new Farm().start();
     const a = await farm.server("a", echo, { admit: "all", path: "/chat" });
@@ -131,11 +174,13 @@ describe("the agent", () => {
     a.evenkeel.setTerm("queue", 0.25);
     const plain = dial(`ws://${a.host}/`);
     await plain.opened;
-    await dial(`ws://${a.host}/?_ekm=${"c".repeat(22)}`).opened;
-    await until("both are reported", () => reports(a).some(({ connections }) => connections === 2));
+    await dial(`ws://${a.host}/?_ekm=${"c".repeat(22)}&_eks=s1`).opened;
+    // Without a name of its session both ends know, it could not be handed over.
+    await dial(`ws://${a.host}/?_ekm=${"d".repeat(22)}`).opened;
+    await until("all are reported", () => reports(a).some(({ connections }) => connections === 3));
     await until("the term is reported", () => reports(a).some(({ custom }) => custom !== undefined));
     const report = reports(a).at(-1)!;
-    expect(report).toMatchObject({ connections: 2, movable: 1, custom: { queue: 0.25 }, accepted_total: 2 });
+    expect(report).toMatchObject({ connections: 3, movable: 1, custom: { queue: 0.25 }, accepted_total: 3 });
     for (const share of [report.cpu, report.memory]) expect(share).toSatisfy((value: number) => value >= 0 && value <= 1);
     expect(report.lag_ms).toBeGreaterThanOrEqual(0);
     expect(a.said[0]).toMatchObject({ op: "hello", ver: 1, id: "a", capacity: 50, zone: "z", labels: { v: "2" }, caps: ["move"] });
@@ -262,7 +307,10 @@ describe("a connection that is handed over", () => {
     };
     const { farm, a, client, notice } = await ordered(hooks);
     const states: string[] = [];
-    const taking: Hooks = { connection: (connection, state) => (states.push(String(state)), connection.send("welcome")) };
+    const taking: Hooks = {
+      connection: (connection, state) => (states.push(String(state)), connection.send("welcome")),
+      detach: () => "",
+    };
     const b = await farm.server("b", taking, { admit: "all" });
     const c = await farm.server("c", taking, { admit: "all" });
     const park = async ({ host }: FarmServer) => {
@@ -298,15 +346,17 @@ describe("a connection that is handed over", () => {
     let answered = 0;
     client.socket.on("message", (text) => {
       answered += 1;
-      client.socket.send(frame({ op: "nak", mid: op(String(text)).mid, why: "unreachable", retry_ms: 10 }));
+      client.socket.send(frame({ op: "nak", mid: op(String(text)).mid, why: "busy" }));
     });
-    client.socket.send(frame({ op: "nak", mid: notice.mid, why: "unreachable" }));
+    // Without credit anywhere it is asked again, as often as it takes.
+    client.socket.send(frame({ op: "nak", mid: notice.mid, why: "unreachable", retry_ms: 10 }));
     expect(await client.closed).toBe("1012 ek:draining");
-    expect(answered).toBe(2);
-    expect(a.said.filter(({ op }) => op === "moved")).toMatchObject([
-      { result: "nak", why: "unreachable" },
-      { result: "nak", why: "unreachable" },
-      { result: "nak", why: "unreachable" },
+    expect(answered).toBe(3);
+    expect(a.said.filter(({ op }) => op === "moved").map(({ result, why }) => `${result} ${why}`)).toEqual([
+      "nak unreachable",
+      "nak busy",
+      "nak busy",
+      "nak busy",
     ]);
   });
 
