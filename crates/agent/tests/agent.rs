@@ -2,135 +2,17 @@
 
 #![allow(clippy::disallowed_methods)] // A test may read the clock and spawn.
 
-use std::future::Future;
-use std::net::SocketAddr;
+mod kit;
+
 use std::time::{Duration, Instant};
 
-use evenkeel_agent::{AgentConfig, AgentHandle, Connection, Handshake, State, Token};
-use futures_util::{SinkExt, StreamExt};
-use serde_json::{Value, json};
-use tokio::net::{TcpListener, TcpStream};
+use evenkeel_agent::{AgentConfig, AgentHandle, Connection, State, Token};
+use futures_util::StreamExt;
+use serde_json::json;
 use tokio::time::timeout;
-use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, Response};
-use tokio_tungstenite::tungstenite::http::StatusCode;
 
-const PATIENCE: Duration = Duration::from_secs(20);
-
-/// A handshake without anything of ours.
-const ANYBODY: Handshake<'_> =
-    Handshake { target: "/", host: "127.0.0.1", origin: None, assignment: None, conn: None };
-
-/// Waits for `future`, but not forever.
-async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
-    timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("{what}: nothing within {PATIENCE:?}"))
-}
-
-/// Waits until `holds`.
-async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    soon(what, async {
-        while !holds() {
-            // sleep: between two looks at the condition
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    })
-    .await;
-}
-
-/// A controller's agent endpoint.
-struct Controller {
-    listener: TcpListener,
-    token: &'static str,
-}
-
-/// One link at the controller's end.
-struct Link {
-    socket: WebSocketStream<TcpStream>,
-    hello: Value,
-}
-
-impl Controller {
-    async fn start(token: &'static str) -> Self {
-        Self { listener: TcpListener::bind("127.0.0.1:0").await.unwrap(), token }
-    }
-
-    fn address(&self) -> SocketAddr {
-        self.listener.local_addr().unwrap()
-    }
-
-    /// The next dial: a socket, or `None` if it was refused with 401.
-    async fn dialled(&self) -> Option<WebSocketStream<TcpStream>> {
-        let (stream, _) = soon("a dial", self.listener.accept()).await.unwrap();
-        let expected = format!("Bearer {}", self.token);
-        #[allow(clippy::result_large_err)] // The library's signature.
-        let check = |request: &Request, response: Response| -> Result<Response, ErrorResponse> {
-            assert_eq!(request.uri().path(), "/v1/agent");
-            let sent = request.headers().get("authorization").map(|value| value.to_str().unwrap());
-            if sent == Some(&expected) {
-                return Ok(response);
-            }
-            let mut refusal = ErrorResponse::new(None);
-            *refusal.status_mut() = StatusCode::UNAUTHORIZED;
-            Err(refusal)
-        };
-        soon("a handshake", tokio_tungstenite::accept_hdr_async(stream, check)).await.ok()
-    }
-
-    /// Waits for a link and its hello.
-    async fn linked(&self) -> Link {
-        loop {
-            if let Some(socket) = self.dialled().await {
-                let mut link = Link { socket, hello: Value::Null };
-                link.hello = link.heard("hello").await;
-                return link;
-            }
-        }
-    }
-
-    /// The same, and answers the hello.
-    async fn welcomed(&self) -> Link {
-        let mut link = self.linked().await;
-        link.say(json!({"op": "welcome", "now_ms": 1, "report_ms": 100, "keys": []})).await;
-        link
-    }
-}
-
-impl Link {
-    async fn say(&mut self, message: Value) {
-        soon("a send", self.socket.send(Message::text(message.to_string()))).await.unwrap();
-    }
-
-    async fn next(&mut self) -> Value {
-        loop {
-            match soon("a message", self.socket.next()).await.expect("an open link").expect("a whole link") {
-                Message::Text(text) => return serde_json::from_str(&text).unwrap(),
-                Message::Close(frame) => panic!("closed: {frame:?}"),
-                _ => {}
-            }
-        }
-    }
-
-    /// The next message of that name; others are passed over.
-    async fn heard(&mut self, op: &str) -> Value {
-        self.heard_that(op, |_| true).await
-    }
-
-    async fn heard_that(&mut self, op: &str, fits: impl Fn(&Value) -> bool) -> Value {
-        loop {
-            let message = self.next().await;
-            if message["op"] == op && fits(&message) {
-                return message;
-            }
-        }
-    }
-
-    async fn order(&mut self, generation: u64, state: &str, target: u32, pace: f64, lease_ms: u64) {
-        self.say(json!({"op": "desired", "now_ms": 1, "epoch": 1, "gen": generation, "lease_ms": lease_ms, "state": state,
-            "target": target, "moves_per_s": pace, "select": "oldest"}))
-            .await;
-    }
-}
+use kit::{ANYBODY, Controller, soon, until};
 
 fn config(controllers: &[&Controller]) -> AgentConfig {
     let mut config = AgentConfig::new("chat-1", "ws://127.0.0.1:9001");
