@@ -76,6 +76,8 @@ export class Session {
   url: string;
   readonly #options: NegotiatorOptions | undefined;
   readonly #backoff = new Backoff();
+  /** What a gateway named it, to be said from then on. */
+  #named: string | undefined;
   #ticket: string | undefined;
   #avoid: string[] = [];
   #cause: Cause = "start";
@@ -135,7 +137,7 @@ export class Session {
       path: page.pathname + page.search,
       caps: ["move"],
       cause: cause === "start" ? this.#cause : cause,
-      sid: this.sid,
+      sid: this.#named,
       ticket: ticket ?? this.#ticket,
       avoid: this.#avoid,
       key: this.#options.key,
@@ -180,7 +182,7 @@ export class Session {
     const found = [answer.url, ...alt.map((other) => (other as { url?: unknown } | null)?.url), answer.proxy];
     const urls = found.filter((url) => typeof url === "string").map((url) => this.#allowed(url));
     if (urls.length === 0) throw new NegotiateError("bad_answer", 0);
-    if (typeof answer.sid === "string") this.sid = answer.sid;
+    if (typeof answer.sid === "string") this.sid = this.#named = answer.sid;
     if (typeof answer.ticket === "string") this.#ticket = answer.ticket;
     const { base_ms, cap_ms } = (answer.retry ?? {}) as Record<string, unknown>;
     const retry = isTime(base_ms) && isTime(cap_ms) ? { base_ms, cap_ms } : undefined;

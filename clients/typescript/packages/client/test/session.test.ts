@@ -14,9 +14,9 @@ describe("a negotiator", () => {
     const { host, questions } = await gateway(() => offer("ws://127.0.0.1:1/chat?room=7&_ek=x"));
     const ek = negotiator(`http://${host}/chat?room=7`, { key: "room:7" });
     expect(await ek()).toBe("ws://127.0.0.1:1/chat?room=7&_ek=x");
-    const { sid, ...rest } = questions[0]!;
-    expect(rest).toEqual({ v: 1, path: "/chat?room=7", caps: ["move"], cause: "start", avoid: [], key: "room:7" });
-    expect(sid).toMatch(/^[\w-]{22}$/);
+    expect(questions).toEqual([
+      { v: 1, path: "/chat?room=7", caps: ["move"], cause: "start", avoid: [], key: "room:7" },
+    ]);
   });
 
   it("carries session and ticket over, and asks with the cause of what happened", async () => {
@@ -31,12 +31,12 @@ describe("a negotiator", () => {
     ek.session.ended(1);
     await ek();
     await ek.session.assign("move", "m1");
-    expect(questions.map(({ cause, sid, ticket, avoid }) => [cause, sid === "s1", ticket, avoid])).toEqual([
-      ["start", false, undefined, []],
-      ["refused", true, "t1", ["a"]],
-      ["refused", true, "t2", ["b", "a"]],
-      ["lost", true, "t3", []],
-      ["move", true, "m1", []],
+    expect(questions.map(({ cause, sid, ticket, avoid }) => [cause, sid, ticket, avoid])).toEqual([
+      ["start", undefined, undefined, []],
+      ["refused", "s1", "t1", ["a"]],
+      ["refused", "s1", "t2", ["b", "a"]],
+      ["lost", "s1", "t3", []],
+      ["move", "s1", "m1", []],
     ]);
   });
 

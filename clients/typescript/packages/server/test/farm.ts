@@ -52,7 +52,7 @@ export const kill = (host: string) => kills.get(host)?.();
 
 interface Ask {
   path: string;
-  sid: string;
+  sid?: string;
   ticket?: string;
   cause: string;
   avoid?: string[];
@@ -202,7 +202,7 @@ export class Farm {
     );
   }
 
-  #offer({ path, sid, ticket, cause, avoid = [] }: Ask): object | undefined {
+  #offer({ path, sid = randomBytes(16).toString("base64url"), ticket, cause, avoid = [] }: Ask): object | undefined {
     const source = cause === "move" && ticket ? sourceOf(ticket) : undefined;
     const server = this.pick([...avoid, ...(source ? [source] : [])]);
     if (!server) return undefined;
