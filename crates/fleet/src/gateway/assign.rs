@@ -46,7 +46,8 @@ pub struct Assigned {
     pub server: ServerId,
     /// Its life: the token is for this one.
     pub inc: Incarnation,
-    /// Where clients reach it; `None`: only through a gateway.
+    /// Where clients reach it; `None`: only through a gateway. A server without agent has none here, whatever is
+    /// configured: nobody would count its clients, and it could be ended with them.
     pub public_url: Option<Arc<str>>,
     /// Only a server with an agent checks tokens.
     pub executor: Executor,
@@ -227,7 +228,7 @@ impl Gateway {
             key: ServerKey(index),
             server: view.id.clone(),
             inc: view.inc,
-            public_url: view.public_url.clone(),
+            public_url: view.public_url.clone().filter(|_| view.executor == Executor::Agent),
             executor: view.executor,
         }
     }

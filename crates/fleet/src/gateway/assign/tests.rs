@@ -41,6 +41,13 @@ fn an_assignment_says_where_and_for_which_life() {
 }
 
 #[test]
+fn a_server_whose_clients_nobody_else_counts_is_reached_through_the_gateway_only() {
+    let mut front = Front::new(vec![with(public("a", 10), |view| view.executor = Executor::Gateways)]);
+    let assigned = front.assign(1);
+    assert_eq!((assigned.public_url, assigned.executor), (None, Executor::Gateways));
+}
+
+#[test]
 fn a_client_that_came_counts_at_once_and_not_twice_when_the_report_has_it() {
     let mut front = Front::new(vec![server("a", 10)]);
     let assigned = front.assign(1);
