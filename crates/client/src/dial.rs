@@ -10,7 +10,7 @@ use std::time::Duration;
 use evenkeel_protocol::backoff::ComeBack;
 use evenkeel_protocol::moving::client::{Errand, Failure};
 use evenkeel_protocol::moving::{Ctl, Opaque};
-use evenkeel_protocol::negotiate::{Cause, with_field};
+use evenkeel_protocol::negotiate::{Cause, field, with_field};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -102,10 +102,14 @@ impl Dial {
         let place = Place::parse(url).map_err(|_| Failure::NoAnswer)?;
         let mut target = with_field(&place.target, "_ekm", ctl.as_str());
         if self.errand == Errand::Park {
-            target = with_field(&with_field(&target, "_ekc", "move"), "_eks", sid);
+            target = with_field(&target, "_ekc", "move");
             if let Some(ticket) = &self.ticket {
                 target = with_field(&target, "_ekt", &ticket.0);
             }
+        }
+        // An assignment names the session; without one we do.
+        if self.errand == Errand::Park || field(&place.target, "_ek").is_none() {
+            target = with_field(&target, "_eks", sid);
         }
         let mut request = place.url(&target).into_client_request().map_err(|_| Failure::NoAnswer)?;
         if let Some(origin) = &self.service.origin {

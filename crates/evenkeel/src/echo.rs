@@ -25,7 +25,7 @@ use tokio_tungstenite::tungstenite::http::header::{HeaderMap, HeaderValue, SEC_W
 use tokio_tungstenite::tungstenite::{Message, protocol::WebSocketConfig};
 use tracing::{debug, info, warn};
 
-use crate::limits;
+use crate::{limits, numbered};
 
 /// A client that has not finished its handshake by then is dropped.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(5);
@@ -78,7 +78,7 @@ pub(crate) struct Args {
     /// Zone of this server
     #[arg(long)]
     zone: Option<String>,
-    /// Whom to admit [default: everyone]
+    /// Whom to admit [default: with --join assigned, else all]
     #[arg(long, value_enum)]
     admit: Option<Admit>,
     /// error, warn, info, debug (with each connection) or trace
@@ -90,6 +90,9 @@ pub(crate) struct Args {
     /// For tests: close every connection right after its handshake
     #[arg(long, help_heading = "For tests")]
     close_at_once: bool,
+    /// For tests: say numbered messages, so many a second, instead of sending back
+    #[arg(long, value_name = "PER_S", default_value_t = 0, help_heading = "For tests")]
+    numbered: u32,
 }
 
 /// What all connections share.
@@ -100,6 +103,8 @@ struct Server {
     clock: Clock,
     cost: Duration,
     close_at_once: bool,
+    /// Time between two numbered messages.
+    numbered: Option<Duration>,
 }
 
 type Socket = MovableSocket<WebSocketStream<TcpStream>, Message>;
@@ -122,6 +127,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         clock: Clock::start(),
         cost: Duration::from_micros(args.cost_us),
         close_at_once: args.close_at_once,
+        numbered: Duration::from_secs(1).checked_div(args.numbered),
     });
     announce(addr, &id)?;
     let agent = server.agent.clone();
@@ -211,6 +217,8 @@ impl Server {
         let Some(admission) = admitted else { return };
         if self.close_at_once {
             drop(admission.open());
+        } else if let Some(each) = self.numbered {
+            numbered::talk(admission.socket(socket), self.clock, each).await;
         } else {
             self.echo(admission.socket(socket)).await;
         }

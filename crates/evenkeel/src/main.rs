@@ -9,6 +9,7 @@ mod config;
 mod demo;
 mod echo;
 mod limits;
+mod numbered;
 mod order;
 mod recall;
 mod say;

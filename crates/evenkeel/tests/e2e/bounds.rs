@@ -26,7 +26,7 @@ fn servers_nobody_is() -> String {
 async fn a_gateway_full_of_tunnels_leaves_room_for_agents_and_operators() {
     let mut world = World::with_open_files("full", OPEN_FILES);
     let evenkeel = world.serve(&servers_nobody_is()).await;
-    world.echo("s1", &EchoOptions { join: Some(&evenkeel), more: &[] }).await;
+    world.echo("s1", &EchoOptions { join: Some(&evenkeel), public: false, more: &[] }).await;
     evenkeel.wait_active(&["s1"]).await;
     let mut tunnels = Vec::new();
     let refused = loop {

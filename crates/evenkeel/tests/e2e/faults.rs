@@ -124,7 +124,9 @@ async fn a_server_that_accepts_and_closes_at_once_gets_next_to_nothing() {
     let mut world = World::new("sinkhole");
     let evenkeel = world.serve("[fleets.chat]\n").await;
     world.join(&evenkeel, &["a", "b", "c"]).await;
-    world.echo("sink", &EchoOptions { join: Some(&evenkeel), more: &["--close-at-once"] }).await;
+    world
+        .echo("sink", &EchoOptions { join: Some(&evenkeel), public: false, more: &["--close-at-once"] })
+        .await;
     evenkeel.wait_active(&["sink"]).await;
     let mut crowd = Crowd::at(evenkeel.gateway);
     // Ten placements of which more than a fifth closed within two seconds give it away.

@@ -12,6 +12,7 @@ mod carry;
 mod crash;
 mod drain;
 mod faults;
+mod moves;
 mod operate;
 mod origins;
 mod place;

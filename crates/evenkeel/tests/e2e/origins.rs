@@ -52,7 +52,7 @@ async fn pages_get_in_by_the_origins_of_their_route_or_else_of_the_fleet() {
 async fn without_origins_pages_of_the_gateways_own_host_get_in() {
     let mut world = World::new("own-origin");
     let evenkeel = world.serve("[fleets.chat]\n").await;
-    world.echo("s1", &EchoOptions { join: Some(&evenkeel), more: &[] }).await;
+    world.echo("s1", &EchoOptions { join: Some(&evenkeel), public: false, more: &[] }).await;
     evenkeel.wait_active(&["s1"]).await;
     assert_eq!(status(&evenkeel, "/", Some(&format!("http://{}", evenkeel.gateway))).await, 101);
     assert_eq!(status(&evenkeel, "/", Some(&format!("https://{}", evenkeel.gateway))).await, 101);

@@ -58,7 +58,9 @@ async fn capacities_that_agents_declare_count_like_configured_ones() {
     let mut world = World::new("declared");
     let evenkeel = world.serve("[fleets.chat]\n").await;
     for (id, capacity) in [("small", "200"), ("large", "600")] {
-        world.echo(id, &EchoOptions { join: Some(&evenkeel), more: &["--capacity", capacity] }).await;
+        world
+            .echo(id, &EchoOptions { join: Some(&evenkeel), public: false, more: &["--capacity", capacity] })
+            .await;
     }
     fills_one_to_three(&evenkeel).await;
 }

@@ -39,3 +39,9 @@ pub(crate) async fn pause(duration: Duration) {
     // sleep: paces arrivals and observation windows, synchronises nothing.
     tokio::time::sleep(duration).await;
 }
+
+/// Runs something beside the scenario, which sees to its end.
+#[allow(clippy::disallowed_methods)] // A scenario is no role.
+pub(crate) fn spawn(future: impl Future<Output = ()> + Send + 'static) {
+    tokio::spawn(future);
+}

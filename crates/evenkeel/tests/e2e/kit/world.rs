@@ -124,10 +124,15 @@ impl World {
 
     /// Starts an echo server and waits until it listens.
     pub(crate) async fn echo(&mut self, id: &str, options: &EchoOptions<'_>) -> SocketAddr {
-        let mut command = self.command(&["echo", "--listen", "127.0.0.1:0", "--id", id]);
+        let listen = if options.public { free_addr() } else { ([127, 0, 0, 1], 0).into() };
+        let mut command = self.command(&["echo", "--listen", &listen.to_string(), "--id", id]);
         if let Some(evenkeel) = options.join {
             command.args(["--join", &format!("http://{}", evenkeel.admin.addr), "--token-file", TOKEN]);
-            command.args(["--admit", "all"]);
+            if options.public {
+                command.args(["--admit", "assigned", "--public-url", &format!("ws://{listen}")]);
+            } else {
+                command.args(["--admit", "all"]);
+            }
         }
         command.args(options.more);
         let mut process = Process::start(id, command, &self.folder);
@@ -140,7 +145,7 @@ impl World {
     /// Starts echo servers with an agent each and waits until all are active.
     pub(crate) async fn join(&mut self, evenkeel: &Evenkeel, ids: &[&str]) {
         for id in ids {
-            self.echo(id, &EchoOptions { join: Some(evenkeel), more: &[] }).await;
+            self.echo(id, &EchoOptions { join: Some(evenkeel), public: false, more: &[] }).await;
         }
         evenkeel.wait_active(ids).await;
     }
@@ -194,6 +199,8 @@ pub(crate) const CONFIG: &str = "evenkeel.toml";
 pub(crate) struct EchoOptions<'a> {
     /// Whose agent link it joins; none: a server without agent.
     pub(crate) join: Option<&'a Evenkeel>,
+    /// Clients with an assignment connect to it directly, others not at all.
+    pub(crate) public: bool,
     /// More arguments.
     pub(crate) more: &'a [&'a str],
 }
