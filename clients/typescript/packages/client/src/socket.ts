@@ -282,8 +282,9 @@ export class EvenkeelSocket extends EventTarget implements WebSocket {
       if (retry) this.#input({ is: "retry", ...retry });
       const within = Math.min(connectMs, (cause === "move" ? STEP_MS : DIAL_MS) / urls.length);
       for (const url of urls) {
-        if (signal.aborted || (await this.#open(socket, wire, this.#keyed(url, park, ticket), within))) return;
-        this.#session.refused(url);
+        if (signal.aborted) break;
+        if (await this.#open(socket, wire, this.#keyed(url, park, ticket), within)) return;
+        if (!signal.aborted) this.#session.refused(url);
       }
     } catch (error) {
       failure = failureOf(error);
