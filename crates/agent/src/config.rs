@@ -147,13 +147,19 @@ impl AgentConfig {
 /// The same, checked.
 #[derive(Debug, Clone)]
 pub(crate) struct Checked {
+    pub(crate) dial: Dial,
+    pub(crate) policy: AdmitPolicy,
+    pub(crate) origins: Origins,
+    pub(crate) moves: Moves,
+}
+
+/// Whom to dial, and for whom.
+#[derive(Debug, Clone)]
+pub(crate) struct Dial {
     pub(crate) id: ServerId,
     pub(crate) profile: Profile,
     pub(crate) nodes: Vec<Node>,
     pub(crate) token: Token,
-    pub(crate) policy: AdmitPolicy,
-    pub(crate) origins: Origins,
-    pub(crate) moves: Moves,
 }
 
 /// A controller as dialled.
@@ -181,7 +187,7 @@ impl TryFrom<AgentConfig> for Checked {
             return Err(StartError::NobodyAssigns);
         }
         let public_url = config.public_url.map(|text| server_url("public_url", text)).transpose()?;
-        Ok(Self {
+        let dial = Dial {
             id: ServerId::new(&config.id)?,
             profile: Profile {
                 fleet: config.fleet.as_deref().map(FleetId::new).transpose()?,
@@ -193,6 +199,9 @@ impl TryFrom<AgentConfig> for Checked {
             },
             nodes: config.controllers.iter().map(|text| node(text)).collect::<Result<_, _>>()?,
             token: config.token,
+        };
+        Ok(Self {
+            dial,
             policy,
             origins: config.origins,
             moves: if config.moves { Moves::Yes } else { Moves::No },
@@ -235,7 +244,7 @@ mod tests {
 
     #[test]
     fn controllers_are_http_addresses_and_nothing_else() {
-        let nodes = controllers(&["http://[::1]:9900/", "http://example.com"]).unwrap().nodes;
+        let nodes = controllers(&["http://[::1]:9900/", "http://example.com"]).unwrap().dial.nodes;
         assert_eq!((nodes[0].host.as_str(), nodes[0].port), ("::1", 9900));
         assert_eq!(nodes[0].authority, "[::1]:9900");
         assert_eq!((nodes[1].host.as_str(), nodes[1].port), ("example.com", 80));

@@ -1,24 +1,22 @@
 //! The agent's task: feeds the machine with links, counts and measures, and performs what it says.
 //!
-//! One task, one machine, no shared state but the registry of connections. Invariants: outputs are performed in
+//! One task, one machine, no shared state but what its [`Source`] shares. Invariants: outputs are performed in
 //! order and never awaited; a link whose queue is full is ended. Elsewhere: every decision
 //! (`evenkeel_protocol::agent`).
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use evenkeel_model::{Duration, Instant, Measures, Rng, State};
+use evenkeel_model::{Duration, Instant, Rng, State};
 use evenkeel_protocol::agent::{Agent, Input, LINKS_MAX, LinkId, Output};
 use evenkeel_protocol::executor::{Admit, Closes};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
-use crate::admission::Shared;
+use crate::clock::Clock;
 use crate::link::{Command, Credential, Event, stopped};
-use crate::registry::First;
-use crate::usage::Usage;
+use crate::source::Source;
 
-/// Changes of the registry are looked at this often at most: a burst of opens costs one wake-up, not one each.
+/// Changes of the counts are looked at this often at most: a burst of opens costs one wake-up, not one each.
 const QUIET: Duration = Duration::from_millis(5);
 
 /// What an application can see of its agent.
@@ -33,35 +31,30 @@ impl Status {
     pub(crate) const START: Self = Self { state: State::Active, linked: false, finished: false };
 }
 
-/// The user's own terms.
-pub(crate) type Terms = Mutex<BTreeMap<String, f64>>;
-
 /// See the module's documentation.
-pub(crate) struct Driver {
+pub(crate) struct Driver<S> {
     pub(crate) agent: Agent,
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) terms: Arc<Terms>,
+    pub(crate) source: S,
+    pub(crate) clock: Clock,
     pub(crate) credential: Arc<Credential>,
     pub(crate) status: watch::Sender<Status>,
     pub(crate) events: mpsc::Receiver<Event>,
     pub(crate) links: [Option<mpsc::Sender<Command>>; LINKS_MAX],
-    pub(crate) usage: Usage,
-    pub(crate) lag: Lag,
     pub(crate) measure_at: Instant,
     pub(crate) quiet_until: Instant,
     pub(crate) rng: Rng,
 }
 
-impl Driver {
+impl<S: Source> Driver<S> {
     /// Runs until `stop`.
     pub(crate) async fn run(mut self, mut stop: watch::Receiver<bool>) {
-        let shared = Arc::clone(&self.shared);
-        let clock = shared.clock;
+        let clock = self.clock;
         loop {
             let wake = self.agent.poll_timeout().map_or(self.measure_at, |next| next.min(self.measure_at));
             let quiet_until = self.quiet_until;
+            let source = &self.source;
             let changed = async {
-                shared.registry.changed.notified().await;
+                source.changed().await;
                 // Cancelled or not, the change is looked at: every round reads the counts.
                 clock.sleep_until(Some(quiet_until)).await;
             };
@@ -72,7 +65,7 @@ impl Driver {
                 Some(event) = self.events.recv() => Some(event),
                 () = changed => None,
                 () = clock.sleep_until(Some(wake)) => {
-                    self.lag.woken(wake, clock.now());
+                    self.source.woken(wake, clock.now());
                     None
                 }
             };
@@ -99,15 +92,15 @@ impl Driver {
             }
             None => self.agent.handle_timeout(now),
         }
-        self.shared.keyring.set_clock(self.agent.node_clock());
+        self.source.clock(self.agent.node_clock());
         self.perform(now);
         self.publish();
     }
 
     /// Tells the machine the counts. What became of assignments comes with, and before, the count that holds them.
     fn count(&mut self, now: Instant) {
-        let held = self.shared.registry.held();
-        let told = self.shared.registry.take_told();
+        let held = self.source.held();
+        let told = self.source.told();
         for event in told.events {
             self.agent.handle(Input::Settled(event), now);
         }
@@ -119,13 +112,7 @@ impl Driver {
 
     /// Twice for each report, so that none carries a measure older than half its interval.
     fn measure(&mut self, now: Instant) {
-        let custom = self.terms.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let measures = Measures {
-            cpu: self.usage.cpu(now),
-            memory: self.usage.memory(),
-            lag_ms: Some(self.lag.take()),
-            custom,
-        };
+        let measures = self.source.measures(now);
         self.agent.handle(Input::Measured(measures), now);
         self.measure_at = now + self.agent.report_each() / 2;
     }
@@ -142,10 +129,7 @@ impl Driver {
                 Output::Close(closes) => self.close(&closes, now),
                 Output::Admit(admit) => self.admit(admit, now),
                 Output::Credential(credential) => self.credential.set(Some(credential)),
-                Output::Keys { inc, keys } => {
-                    self.shared.keyring.set_keys(inc, &keys);
-                    self.shared.registry.set_can_move(self.shared.keyring.can_move());
-                }
+                Output::Keys { inc, keys } => self.source.keys(inc, &keys),
                 Output::Refused { why } => {
                     warn!(error = why, "agent and controller did not understand each other");
                 }
@@ -165,14 +149,14 @@ impl Driver {
     }
 
     fn close(&mut self, closes: &Closes, now: Instant) {
-        let chosen = self.shared.registry.choose(closes, First::Any, now, &mut self.rng);
+        let chosen = self.source.leave(closes, now, &mut self.rng);
         self.agent.handle(Input::Chosen { asked: closes.count, chosen }, now);
         self.count(now);
     }
 
     fn admit(&mut self, admit: Admit, now: Instant) {
         info!(admit = admit.as_str(), "agent admits");
-        self.shared.registry.set_admit(admit, self.shared.keyring.node_now(now));
+        self.source.admit(admit, now);
         self.count(now);
     }
 
@@ -184,32 +168,5 @@ impl Driver {
             (status.state, status.linked) = (state, linked);
             changed
         });
-    }
-}
-
-/// How late timers fire: the lag of the runtime this server works on.
-#[derive(Debug, Default)]
-pub(crate) struct Lag {
-    sum_ms: f64,
-    times: u32,
-    last_ms: f64,
-}
-
-impl Lag {
-    /// The timer wheel's own step; what is below says nothing.
-    const STEP_MS: f64 = 1.0;
-
-    fn woken(&mut self, planned: Instant, now: Instant) {
-        self.sum_ms += (now.since(planned).as_secs_f64() * 1_000.0 - Self::STEP_MS).max(0.0);
-        self.times += 1;
-    }
-
-    /// Mean since the last call, in milliseconds; the last one again when no timer fired.
-    fn take(&mut self) -> f64 {
-        if self.times > 0 {
-            self.last_ms = self.sum_ms / f64::from(self.times);
-            (self.sum_ms, self.times) = (0.0, 0);
-        }
-        self.last_ms
     }
 }

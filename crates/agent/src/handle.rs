@@ -17,11 +17,12 @@ use tokio::time::timeout;
 
 use crate::admission::{Admission, Handshake, Moves, Refused, Shared};
 use crate::clock::{Clock, spawn};
-use crate::config::{AgentConfig, Checked, StartError};
-use crate::driver::{Driver, Lag, Status, Terms};
+use crate::config::{AgentConfig, Checked, Dial, StartError};
+use crate::driver::{Driver, Status};
 use crate::keyring::Keyring;
 use crate::link::{Credential, Link};
 use crate::registry::{Entry, First, Registry};
+use crate::source::{Lag, Own, Source, Terms};
 use crate::usage::Usage;
 
 /// A client that is to be moved has so long for its `cut`: to negotiate and dial, and to park, 5 s each.
@@ -92,8 +93,25 @@ impl AgentHandle {
         let clock = Clock::start();
         let (stop, stopping) = watch::channel(false);
         let (status_sender, status) = watch::channel(Status::START);
-        let driver = prepare(checked, clock, status_sender, &stopping);
-        let (shared, terms) = (Arc::clone(&driver.shared), Arc::clone(&driver.terms));
+        let now = clock.now();
+        let inc = Incarnation(now.as_millis());
+        let caps = if checked.moves == Moves::Yes { vec![String::from("move")] } else { Vec::new() };
+        let shared = Arc::new(Shared {
+            keyring: Keyring::new(checked.dial.id.clone(), inc),
+            policy: checked.policy,
+            origins: checked.origins,
+            registry: Registry::default(),
+            clock,
+            moves: checked.moves,
+        });
+        let terms = Arc::default();
+        let own = Own {
+            shared: Arc::clone(&shared),
+            terms: Arc::clone(&terms),
+            usage: Usage::of_this_process(now),
+            lag: Lag::default(),
+        };
+        let driver = prepare(checked.dial, Life { inc, caps }, own, clock, status_sender, &stopping);
         spawn(driver.run(stopping));
         Ok(Self(Arc::new(Inner { shared, terms, status, stop })))
     }
@@ -224,54 +242,46 @@ fn paced(connections: u32, per_second: f64) -> Duration {
     Duration::from_secs_f64((f64::from(connections) / per_second.max(f64::MIN_POSITIVE)).min(DAY_S))
 }
 
+/// One life of a server, as its hello says.
+pub(crate) struct Life {
+    pub(crate) inc: Incarnation,
+    pub(crate) caps: Vec<String>,
+}
+
 /// Starts the links and makes the driver that the caller starts.
-fn prepare(
-    checked: Checked,
+pub(crate) fn prepare<S: Source>(
+    dial: Dial,
+    Life { inc, caps }: Life,
+    source: S,
     clock: Clock,
     status: watch::Sender<Status>,
     stop: &watch::Receiver<bool>,
-) -> Driver {
+) -> Driver<S> {
     let now = clock.now();
     // Time and process tell agents apart that start together; it is chance for pacing, not for secrets.
     let mut rng = Rng::new(now.0 ^ (u64::from(std::process::id()) << 32));
     let (sender, events) = mpsc::channel(EVENTS_MAX);
     let credential = Arc::new(Credential::default());
-    for (index, node) in checked.nodes.into_iter().enumerate() {
+    for (index, node) in dial.nodes.into_iter().enumerate() {
         let link = Link {
             id: LinkId(index),
             node,
-            token: checked.token.clone(),
+            token: dial.token.clone(),
             credential: Arc::clone(&credential),
             events: sender.clone(),
             rng: rng.fork(index as u64),
         };
         spawn(link.run(stop.clone()));
     }
-    let inc = Incarnation(now.as_millis());
-    let config = MachineConfig {
-        id: checked.id.clone(),
-        inc,
-        profile: checked.profile,
-        caps: if checked.moves == Moves::Yes { vec![String::from("move")] } else { Vec::new() },
-    };
-    let shared = Shared {
-        keyring: Keyring::new(checked.id, inc),
-        policy: checked.policy,
-        origins: checked.origins,
-        registry: Registry::default(),
-        clock,
-        moves: checked.moves,
-    };
+    let config = MachineConfig { id: dial.id, inc, profile: dial.profile, caps };
     Driver {
         agent: Agent::new(config, rng.fork(100), now),
-        shared: Arc::new(shared),
-        terms: Arc::default(),
+        source,
+        clock,
         credential,
         status,
         events,
         links: Default::default(),
-        usage: Usage::of_this_process(now),
-        lag: Lag::default(),
         measure_at: now,
         quiet_until: now,
         rng,

@@ -72,6 +72,7 @@ mod keyring;
 mod link;
 mod registry;
 mod socket;
+mod source;
 mod usage;
 mod wire;
 
