@@ -57,7 +57,7 @@ pub struct AgentConfig {
     pub zone: Option<String>,
     /// Free labels, at most 32.
     pub labels: BTreeMap<String, String>,
-    /// Whom to admit. Default: everybody.
+    /// Whom to admit. Default: with controllers only clients with an assignment, without any everybody.
     pub admit: Option<AdmitPolicy>,
     /// Which web pages may connect where everybody is admitted. Default: those of the host that the handshake names.
     /// An assignment is bound to the origin that its gateway checked, so it is not looked at here.
@@ -182,8 +182,10 @@ impl TryFrom<AgentConfig> for Checked {
         if config.labels.len() > LABELS_MAX {
             return Err(StartError::TooManyLabels { count: config.labels.len() });
         }
-        let policy = config.admit.unwrap_or(AdmitPolicy::All);
-        if policy == AdmitPolicy::Assigned && config.controllers.is_empty() {
+        let alone = config.controllers.is_empty();
+        let usual = if alone { AdmitPolicy::All } else { AdmitPolicy::Assigned };
+        let policy = config.admit.unwrap_or(usual);
+        if policy == AdmitPolicy::Assigned && alone {
             return Err(StartError::NobodyAssigns);
         }
         let public_url = config.public_url.map(|text| server_url("public_url", text)).transpose()?;

@@ -6,7 +6,7 @@ mod kit;
 
 use std::time::{Duration, Instant};
 
-use evenkeel_agent::{AgentConfig, AgentHandle, Connection, State, Token};
+use evenkeel_agent::{AdmitPolicy, AgentConfig, AgentHandle, Connection, State, Token};
 use futures_util::StreamExt;
 use serde_json::json;
 use tokio::time::timeout;
@@ -19,6 +19,7 @@ fn config(controllers: &[&Controller]) -> AgentConfig {
     config.controllers = controllers.iter().map(|node| format!("http://{}", node.address())).collect();
     config.token = Token::Text("secret".into());
     config.capacity = Some(500);
+    config.admit = Some(AdmitPolicy::All);
     config
 }
 

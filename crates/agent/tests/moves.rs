@@ -8,19 +8,17 @@ mod kit;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use evenkeel_agent::{AgentConfig, AgentHandle, DetachError, Event, Handshake, MovableSocket, Token};
-use futures_util::{SinkExt, StreamExt};
-use serde_json::{Value, json};
+use evenkeel_agent::{
+    AdmitPolicy, AgentConfig, AgentHandle, DetachError, Event, Handshake, MovableSocket, Token,
+};
+use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::server::{Request, Response};
-use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::{Error, Message};
 
-use kit::{Controller, Fleet, Link, soon, until};
+use kit::{Client, Controller, Fleet, Link, park, soon, until};
 
 /// A server whose application numbers what it sends, and hands the number and all that it got over.
 struct Server {
@@ -41,6 +39,7 @@ impl Server {
         config.controllers = vec![format!("http://{}", controller.address())];
         config.token = Token::Text("secret".into());
         config.moves = true;
+        config.admit = Some(AdmitPolicy::All);
         let agent = AgentHandle::start(config).unwrap();
         let (sender, did) = mpsc::channel(1_000);
         tokio::spawn(accept(listener, agent.clone(), sender));
@@ -129,77 +128,6 @@ async fn serve(mut socket: MovableSocket<WebSocketStream<TcpStream>, Message>, d
     did.send("gone".to_owned()).await.unwrap();
 }
 
-/// One socket of a client.
-struct Client {
-    socket: WebSocketStream<TcpStream>,
-    ctl: String,
-}
-
-impl Client {
-    async fn dial(addr: SocketAddr, query: &str) -> Result<Self, Error> {
-        // Chosen anew for each socket.
-        static DIALS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
-        let number = DIALS.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let ctl = URL_SAFE_NO_PAD.encode([0xEE, number as u8].repeat(8));
-        let url = format!("ws://{addr}/chat?room=7&_ekm={ctl}{query}");
-        let stream = soon("a connection", TcpStream::connect(addr)).await.unwrap();
-        let socket = soon("a handshake", tokio_tungstenite::client_async(url, stream)).await?.0;
-        Ok(Self { socket, ctl })
-    }
-
-    async fn say(&mut self, frame: Value) {
-        let text = format!("\u{1e}ek1 {} {frame}", self.ctl);
-        self.socket.send(Message::text(text)).await.unwrap();
-    }
-
-    async fn send(&mut self, text: &str) {
-        self.socket.send(Message::text(text)).await.unwrap();
-    }
-
-    /// The next text: a frame of ours, or a message as a JSON text.
-    async fn next(&mut self) -> Value {
-        match soon("a message", self.socket.next()).await {
-            Some(Ok(Message::Text(text))) => {
-                let frame = text.strip_prefix(&format!("\u{1e}ek1 {} ", self.ctl));
-                frame.map_or_else(|| json!(text.as_str()), |frame| serde_json::from_str(frame).unwrap())
-            }
-            other => panic!("no text: {other:?}"),
-        }
-    }
-
-    async fn heard(&mut self, op: &str) -> Value {
-        let frame = self.next().await;
-        assert_eq!(frame["op"], op, "{frame}");
-        frame
-    }
-
-    async fn closed(mut self) -> (u16, String) {
-        loop {
-            match soon("a close", self.socket.next()).await {
-                Some(Ok(Message::Close(Some(CloseFrame { code, reason })))) => {
-                    // Answered, so that the server sees a whole end.
-                    let _ = self.socket.flush().await;
-                    return (code.into(), reason.as_str().to_owned());
-                }
-                Some(Ok(Message::Text(text))) => panic!("still talking: {text}"),
-                Some(Ok(_)) => {}
-                other => panic!("no Close frame: {other:?}"),
-            }
-        }
-    }
-}
-
-/// A new socket at `server`, parked for this move of the session.
-async fn park(server: &Server, sid: &str, moving: &Value) -> (Client, Value) {
-    let ticket = moving["ticket"].as_str().unwrap();
-    let query = format!("&_ekc=move&_eks={sid}&_ekt={ticket}");
-    let mut client = Client::dial(server.addr, &query).await.unwrap();
-    client.say(json!({"op": "park", "sid": sid, "mid": moving["mid"]})).await;
-    let parked = client.heard("parked").await;
-    assert_eq!(parked["mid"], moving["mid"]);
-    (client, parked)
-}
-
 /// Two servers, and a client of the first that knows moves.
 async fn pair() -> (Fleet, Server, Server, Client) {
     let fleet = Fleet::new();
@@ -219,7 +147,7 @@ async fn a_client_goes_to_another_server_and_neither_it_nor_the_application_miss
     let moving = old.heard("move").await;
     assert_eq!((moving["by_ms"].as_u64(), moving["why"].as_str()), (Some(10_000), Some("draining")));
 
-    let (mut new, parked) = park(&b, "session", &moving).await;
+    let (mut new, parked) = park(b.addr, "session", &moving, "").await;
     assert_eq!(parked["at"], format!("b#{}", b.link.hello["inc"]));
     assert_eq!(b.agent.connections(), 0, "nothing is there before it is resumed");
     old.send("two").await;
@@ -280,7 +208,7 @@ async fn one_pace_moves_who_can_be_moved_and_closes_who_cannot() {
     let mover = async {
         let mut old = old;
         let moving = old.heard("move").await;
-        let (_new, parked) = park(&b, "session", &moving).await;
+        let (_new, parked) = park(b.addr, "session", &moving, "").await;
         old.say(json!({"op": "cut", "mid": moving["mid"], "at": parked["at"]})).await;
         old.next().await;
         old.heard("done").await;
@@ -288,7 +216,7 @@ async fn one_pace_moves_who_can_be_moved_and_closes_who_cannot() {
     };
     let closes = async {
         for socket in plain {
-            let client = Client { socket, ctl: String::new() };
+            let client = Client::plain(socket);
             assert_eq!(client.closed().await, (1012, "ek:draining".into()));
         }
         assert_eq!(nameless.closed().await, (1012, "ek:draining".into()));
@@ -360,7 +288,7 @@ async fn a_state_that_cannot_be_handed_over_costs_the_client_a_gap_and_no_more()
     old.next().await;
     a.order(&fleet, 1, "draining", 0, 20.0).await;
     let moving = old.heard("move").await;
-    let (new, parked) = park(&b, "session", &moving).await;
+    let (new, parked) = park(b.addr, "session", &moving, "").await;
     old.say(json!({"op": "cut", "mid": moving["mid"], "at": parked["at"]})).await;
     assert_eq!(old.next().await, "2");
     assert_eq!(old.closed().await, (1012, "ek:timed_out".into()));
@@ -379,7 +307,7 @@ async fn an_application_may_refuse_what_another_hands_over() {
     old.next().await;
     a.order(&fleet, 1, "draining", 0, 20.0).await;
     let moving = old.heard("move").await;
-    let (mut new, parked) = park(&b, "session", &moving).await;
+    let (mut new, parked) = park(b.addr, "session", &moving, "").await;
     old.say(json!({"op": "cut", "mid": moving["mid"], "at": parked["at"]})).await;
     old.next().await;
     let done = old.heard("done").await;
@@ -420,7 +348,7 @@ async fn a_leaving_server_moves_its_clients_without_being_told() {
     });
     let moving = old.heard("move").await;
     assert_eq!(moving["why"], "stopped");
-    let (mut new, parked) = park(&b, "session", &moving).await;
+    let (mut new, parked) = park(b.addr, "session", &moving, "").await;
     old.say(json!({"op": "cut", "mid": moving["mid"], "at": parked["at"]})).await;
     old.next().await;
     let done = old.heard("done").await;
@@ -436,6 +364,7 @@ async fn a_server_that_hands_nothing_over_says_so_and_takes_nothing_over() {
     let mut config = AgentConfig::new("plain", "ws://127.0.0.1:9001");
     config.controllers = vec![format!("http://{}", controller.address())];
     config.token = Token::Text("secret".into());
+    config.admit = Some(AdmitPolicy::All);
     let agent = AgentHandle::start(config).unwrap();
     let link = controller.linked().await;
     assert!(link.hello["caps"].as_array().is_none_or(Vec::is_empty), "{}", link.hello);

@@ -125,7 +125,7 @@ async fn a_signal_closes_every_connection_with_1012_and_ends_with_success() {
 async fn a_joined_server_reports_refuses_while_draining_and_ends_when_stopped() {
     let controller = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let admin = format!("http://{}", controller.local_addr().unwrap());
-    let echo = Echo::start(&["--id", "a", "--join", &admin, "--capacity", "7"]).await;
+    let echo = Echo::start(&["--id", "a", "--join", &admin, "--admit", "all", "--capacity", "7"]).await;
     let (stream, _) = soon("a dial", controller.accept()).await.unwrap();
     let mut link = soon("a link", accept_async(stream)).await.unwrap();
     let hello = heard(&mut link, "hello").await;
@@ -152,6 +152,23 @@ async fn a_joined_server_reports_refuses_while_draining_and_ends_when_stopped() 
     assert_eq!(heard(&mut link, "drained").await["gen"], 2);
     say(&mut link, order(3, "stopped", 0)).await;
     assert_eq!(echo.exit_code().await, Some(0));
+}
+
+#[tokio::test]
+async fn a_joined_server_admits_only_assigned_clients_unless_told_otherwise() {
+    let controller = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let admin = format!("http://{}", controller.local_addr().unwrap());
+    let echo = Echo::start(&["--id", "a", "--join", &admin]).await;
+    assert_eq!(echo.refused().await.status(), 503, "nobody brought keys yet");
+    let (stream, _) = soon("a dial", controller.accept()).await.unwrap();
+    let mut link = soon("a link", accept_async(stream)).await.unwrap();
+    heard(&mut link, "hello").await;
+    let key = json!({"kty": "oct", "kid": "1", "alg": "HS256", "k": "A".repeat(43)});
+    say(&mut link, json!({"op": "welcome", "now_ms": 1, "report_ms": 100, "keys": [key]})).await;
+    heard(&mut link, "report").await;
+    let refusal = echo.refused().await;
+    assert_eq!(refusal.status(), 401);
+    assert_eq!(refusal.body().as_deref(), Some(br#"{"why":"missing"}"#.as_slice()));
 }
 
 #[tokio::test]

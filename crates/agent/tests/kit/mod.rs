@@ -5,8 +5,11 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use evenkeel_agent::Handshake;
 use evenkeel_model::{FleetId, Incarnation, Instant, ServerId};
 use evenkeel_protocol::keys::{MasterKey, TokenKeys, live_jwks};
@@ -16,9 +19,10 @@ use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, Response};
 use tokio_tungstenite::tungstenite::http::StatusCode;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::{Error, Message};
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -191,6 +195,12 @@ impl Fleet {
 
     /// An assignment for the server that said this, minted so many seconds from now.
     pub(crate) fn assign(&mut self, hello: &Value, path: &str, after_s: i64) -> String {
+        let sid = format!("s{}", self.minted + 1);
+        self.assign_session(&sid, hello, path, after_s)
+    }
+
+    /// The same for this session.
+    pub(crate) fn assign_session(&mut self, sid: &str, hello: &Value, path: &str, after_s: i64) -> String {
         self.minted += 1;
         let iat = (self.now.as_millis() / 1_000).checked_add_signed(after_s).unwrap();
         let audience = Self::audience(hello);
@@ -200,7 +210,7 @@ impl Fleet {
             exp: iat + 30,
             jti: format!("t{}", self.minted),
             rid: format!("r{}", self.minted),
-            sid: format!("s{}", self.minted),
+            sid: sid.to_owned(),
             path: path.to_owned(),
             org: None,
             cause: Cause::Start,
@@ -208,4 +218,82 @@ impl Fleet {
         };
         mint(self.tokens.signing(&audience, self.now), &claims).unwrap()
     }
+}
+
+/// One socket of a client that knows moves.
+pub(crate) struct Client {
+    pub(crate) socket: WebSocketStream<TcpStream>,
+    pub(crate) ctl: String,
+}
+
+impl Client {
+    /// Around a socket that knows no moves.
+    pub(crate) const fn plain(socket: WebSocketStream<TcpStream>) -> Self {
+        Self { socket, ctl: String::new() }
+    }
+
+    /// Opens one; `query` is what the URL says besides.
+    pub(crate) async fn dial(addr: SocketAddr, query: &str) -> Result<Self, Error> {
+        // Chosen anew for each socket.
+        static DIALS: AtomicU64 = AtomicU64::new(0);
+        let number = DIALS.fetch_add(1, Ordering::Relaxed);
+        let ctl = URL_SAFE_NO_PAD.encode([0xEE, number as u8].repeat(8));
+        let url = format!("ws://{addr}/chat?room=7&_ekm={ctl}{query}");
+        let stream = soon("a connection", TcpStream::connect(addr)).await.unwrap();
+        let socket = soon("a handshake", tokio_tungstenite::client_async(url, stream)).await?.0;
+        Ok(Self { socket, ctl })
+    }
+
+    /// Sends a frame.
+    pub(crate) async fn say(&mut self, frame: Value) {
+        let text = format!("\u{1e}ek1 {} {frame}", self.ctl);
+        self.socket.send(Message::text(text)).await.unwrap();
+    }
+
+    pub(crate) async fn send(&mut self, text: &str) {
+        self.socket.send(Message::text(text)).await.unwrap();
+    }
+
+    /// The next text: a frame of ours, or a message as a JSON text.
+    pub(crate) async fn next(&mut self) -> Value {
+        match soon("a message", self.socket.next()).await {
+            Some(Ok(Message::Text(text))) => {
+                let frame = text.strip_prefix(&format!("\u{1e}ek1 {} ", self.ctl));
+                frame.map_or_else(|| json!(text.as_str()), |frame| serde_json::from_str(frame).unwrap())
+            }
+            other => panic!("no text: {other:?}"),
+        }
+    }
+
+    pub(crate) async fn heard(&mut self, op: &str) -> Value {
+        let frame = self.next().await;
+        assert_eq!(frame["op"], op, "{frame}");
+        frame
+    }
+
+    pub(crate) async fn closed(mut self) -> (u16, String) {
+        loop {
+            match soon("a close", self.socket.next()).await {
+                Some(Ok(Message::Close(Some(CloseFrame { code, reason })))) => {
+                    // Answered, so that the server sees a whole end.
+                    let _ = self.socket.flush().await;
+                    return (code.into(), reason.as_str().to_owned());
+                }
+                Some(Ok(Message::Text(text))) => panic!("still talking: {text}"),
+                Some(Ok(_)) => {}
+                other => panic!("no Close frame: {other:?}"),
+            }
+        }
+    }
+}
+
+/// A new socket at a server, parked for this move of the session; `more` is what the URL says besides.
+pub(crate) async fn park(addr: SocketAddr, sid: &str, moving: &Value, more: &str) -> (Client, Value) {
+    let ticket = moving["ticket"].as_str().unwrap();
+    let query = format!("&_ekc=move&_eks={sid}&_ekt={ticket}{more}");
+    let mut client = Client::dial(addr, &query).await.unwrap();
+    client.say(json!({"op": "park", "sid": sid, "mid": moving["mid"]})).await;
+    let parked = client.heard("parked").await;
+    assert_eq!(parked["mid"], moving["mid"]);
+    (client, parked)
 }
