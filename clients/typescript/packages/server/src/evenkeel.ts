@@ -94,6 +94,8 @@ const AGAIN_MS = 1_000;
 /** Events of clients that connected are told together. */
 const EVENTS_MS = 100;
 const EVENTS_MAX = 10_000;
+/** Changes of the counts are looked at so often at most. */
+const QUIET_MS = 10;
 /** Steps of {@link Evenkeel.leave}: so close together clients leave evenly to everybody. */
 const LEAVE_STEP_MS = 10;
 
@@ -444,14 +446,14 @@ export class Evenkeel {
     member.order({ mid: randomId(), ticket, by_ms: NOTICE_MS, why: reason.slice(3) });
   }
 
-  /** Tells the agent the counts, once for all changes of one turn of the event loop. */
+  /** Tells the agent the counts soon, once for all changes until then: counting goes over all connections. */
   #look(): void {
     if (this.#looking) return;
     this.#looking = true;
-    setImmediate(() => {
+    setTimeout(() => {
       this.#looking = false;
       this.#hold();
-    });
+    }, QUIET_MS);
   }
 
   #hold(): void {
