@@ -389,6 +389,18 @@ impl Gateway {
         self.refresh_at = Instant::ZERO;
     }
 
+    /// Stands for a connection that this gateway holds on a server already, whatever state that one is in, so that a
+    /// tunnel can take it over. Nothing is counted, now or when it is settled.
+    #[must_use]
+    pub fn held(&self, server: &ServerId) -> Option<Placement> {
+        let key = self.key(server)?;
+        let view = &self.slots.get(key.0 as usize)?.view;
+        // No placement ever has this number.
+        let id = PlacementId(u64::MAX);
+        let url = Arc::clone(&view.url);
+        Some(Placement { id, key, server: server.clone(), inc: view.inc, url, executor: view.executor })
+    }
+
     /// How to place, as the last snapshot says.
     #[must_use]
     pub fn place_config(&self) -> Option<&PlaceConfig> {
