@@ -13,7 +13,7 @@ export interface MoveEvents {
   /** With `reconnect`: the connection is lost; a new one is being made. */
   lost: { code: number; reason: string };
   /** With `reconnect`: the new connection is open. */
-  reopened: undefined;
+  reopened: null;
   /** Something sent or to be received before this may be missing. `why`: `lost` outside of a move, `no_done` and
    * `no_resumed` in one that broke, `no_dialogue` by one between servers that cannot hand over. */
   gap: { why: string };
