@@ -356,6 +356,7 @@ scalars! {
     admin_token_file "admin" "token_file" "admin-token-file" "EVENKEEL_ADMIN_TOKEN_FILE" "FILE" "Admin token, generated if absent [default: admin.token]";
     gateway_id "gateway" "id" "gateway-id" "EVENKEEL_GATEWAY_ID" "ID" "Name of this gateway [default: gateway]";
     gateway_listen "gateway" "listen" "gateway-listen" "EVENKEEL_GATEWAY_LISTEN" "ADDR,…" "Public listeners [default: 127.0.0.1:8080]";
+    gateway_public_url "gateway" "public_url" "gateway-public-url" "EVENKEEL_GATEWAY_PUBLIC_URL" "URL" "How clients name this gateway [default: by the Host of their request]";
     gateway_engine "gateway" "engine" "gateway-engine" "EVENKEEL_GATEWAY_ENGINE" "NAME" "Tunnel engine: auto, portable, io_uring [default: auto]";
     gateway_threads "gateway" "threads" "gateway-threads" "EVENKEEL_GATEWAY_THREADS" "N" "Threads of the gateway: 1";
     gateway_connections_max "gateway" "connections_max" "gateway-connections-max" "EVENKEEL_GATEWAY_CONNECTIONS_MAX" "N" "Most client connections at a time [default: by the open-file limit]";
@@ -366,6 +367,7 @@ scalars! {
     gateway_close_timeout "gateway" "close_timeout" "gateway-close-timeout" "EVENKEEL_GATEWAY_CLOSE_TIMEOUT" "TIME" "From Close to the end of TCP [default: 5s]";
     gateway_write_timeout "gateway" "write_timeout" "gateway-write-timeout" "EVENKEEL_GATEWAY_WRITE_TIMEOUT" "TIME" "A peer that takes no bytes for so long is gone [default: 10s]";
     gateway_half_open_timeout "gateway" "half_open_timeout" "gateway-half-open-timeout" "EVENKEEL_GATEWAY_HALF_OPEN_TIMEOUT" "TIME" "For the other end once one has sent its last byte [default: 30s]";
+    gateway_long_poll_timeout "gateway" "long_poll_timeout" "gateway-long-poll-timeout" "EVENKEEL_GATEWAY_LONG_POLL_TIMEOUT" "TIME" "Silence of a server that answers a plain request [default: 60s]";
     gateway_idle_timeout "gateway" "idle_timeout" "gateway-idle-timeout" "EVENKEEL_GATEWAY_IDLE_TIMEOUT" "TIME" "Silence that ends a tunnel [default: none]";
     gateway_stop_within "gateway" "stop_within" "gateway-stop-within" "EVENKEEL_GATEWAY_STOP_WITHIN" "TIME" "Spread of the closes at shutdown [default: 2s]";
     gateway_handshakes_per_prefix_max "gateway" "handshakes_per_prefix_max" "gateway-handshakes-per-prefix-max" "EVENKEEL_GATEWAY_HANDSHAKES_PER_PREFIX_MAX" "N" "Most handshakes under way of one client network [default: 1000]";

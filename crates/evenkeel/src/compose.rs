@@ -226,15 +226,21 @@ fn gateway_config(settings: &Settings, connections_max: usize, clock: Clock) -> 
         path: route.path.clone(),
         fleet: route.fleet.clone(),
         origins: route.origins.clone(),
+        kind: route.kind,
+        scheme: route.scheme,
+        location: route.location,
+        auth: route.auth.clone(),
     };
     let fleet = |fleet: &Fleet| evenkeel_gateway::FleetSettings {
         check: fleet.check.clone(),
         close_code: fleet.law.moves.close_code,
         origins: fleet.origins.clone(),
+        scheme: fleet.scheme,
     };
     GatewayConfig {
         id: gateway.id.clone(),
         listen: gateway.listen.clone(),
+        public_url: gateway.public_url.clone(),
         routes: settings.routes.iter().map(route).collect(),
         fleets: settings.fleets.iter().map(|(id, it)| (id.clone(), fleet(it))).collect::<BTreeMap<_, _>>(),
         engine: gateway.engine,

@@ -45,8 +45,7 @@ fn take(shell: &Rc<Shell>, client: TcpStream, peer: SocketAddr) {
             let shell = Rc::clone(shell);
             let tasks = shell.tasks.clone();
             tasks.spawn_local("handshake", async move {
-                serve(shell, client, peer, admitted.prefix).await;
-                drop(admitted);
+                serve(shell, client, peer, admitted).await;
             });
         }
         Err(over) => refuse(shell, client, over),

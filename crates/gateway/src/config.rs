@@ -7,6 +7,7 @@ use evenkeel_fleet::snapshot::Table;
 use evenkeel_model::{Duration, FleetId, GatewayId};
 use evenkeel_protocol::handshake::Deadlines;
 use evenkeel_protocol::keys::MasterKey;
+use evenkeel_protocol::negotiate::LocationForm;
 use evenkeel_protocol::origin::Origins;
 
 pub use crate::check::{CheckConfig, CheckKind};
@@ -19,6 +20,8 @@ pub struct GatewayConfig {
     pub id: GatewayId,
     /// Where clients come.
     pub listen: Vec<SocketAddr>,
+    /// How clients name this gateway: `ws://` or `wss://`. Default `None`: `ws://` and the `Host` of their request.
+    pub public_url: Option<String>,
     /// Which fleet takes a host and path. Empty: the only fleet takes everything.
     pub routes: Vec<Route>,
     /// The fleets it places for.
@@ -42,13 +45,63 @@ pub struct Route {
     pub fleet: FleetId,
     /// Which pages may connect; `None`: those of the fleet.
     pub origins: Option<Origins>,
+    /// What is spoken there.
+    pub kind: RouteKind,
+    /// How clients reach servers; `None`: as the fleet says.
+    pub scheme: Option<Scheme>,
+    /// How a 307 names the server.
+    pub location: LocationForm,
+    /// Who is asked before anybody is let in.
+    pub auth: Option<AuthConfig>,
 }
 
-/// Where a request leads, and which pages may go there.
+/// What is spoken on a route.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum RouteKind {
+    /// WebSockets.
+    #[default]
+    WebSocket,
+    /// WebSockets, and plain requests too: socket.io with its long polling.
+    Http,
+    /// ASP.NET SignalR: WebSockets, and its own question where to connect.
+    SignalR,
+}
+
+/// How clients reach servers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Scheme {
+    /// Whoever asks is redirected, the rest is proxied.
+    #[default]
+    Auto,
+    /// Everybody is proxied, also who asks.
+    Proxy,
+    /// Every handshake gets a 307, except a browser's, which does not follow one.
+    Redirect,
+}
+
+/// Who is asked whether a request may go on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuthConfig {
+    /// `http://host[:port][/path]`; asked by GET: 2xx lets in, 401 and 403 refuse.
+    pub url: String,
+    /// Longest time to its answer. Default 2 s.
+    pub timeout: Duration,
+}
+
+impl AuthConfig {
+    /// The default of [`AuthConfig::timeout`]: longer than a busy service takes, shorter than clients wait.
+    pub const TIMEOUT: Duration = Duration::from_secs(2);
+}
+
+/// Where a request leads, and by which rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Routed<'a> {
     pub(crate) fleet: &'a FleetId,
     pub(crate) origins: &'a Origins,
+    pub(crate) kind: RouteKind,
+    pub(crate) scheme: Scheme,
+    pub(crate) location: LocationForm,
+    pub(crate) auth: Option<&'a AuthConfig>,
 }
 
 /// What a gateway needs to know of a fleet beside its snapshots.
@@ -60,11 +113,18 @@ pub struct FleetSettings {
     pub close_code: u16,
     /// Which pages may connect, where the route does not say. Default: those of the request's own host.
     pub origins: Origins,
+    /// How clients reach servers, where the route does not say.
+    pub scheme: Scheme,
 }
 
 impl Default for FleetSettings {
     fn default() -> Self {
-        Self { check: CheckConfig::default(), close_code: 1012, origins: Origins::default() }
+        Self {
+            check: CheckConfig::default(),
+            close_code: 1012,
+            origins: Origins::default(),
+            scheme: Scheme::default(),
+        }
     }
 }
 
@@ -84,6 +144,9 @@ pub struct Limits {
     pub retries: usize,
     /// How tunnels end that do not end by themselves.
     pub tunnel: TunnelLimits,
+    /// Longest silence of a server that answers a plain request, before and within the answer. Default 60 s: socket.io
+    /// answers a poll after its `pingInterval` of 25 s at the latest.
+    pub long_poll: Duration,
     /// On leaving, all tunnels are told so within this. Default 2 s: spread, so that clients do not come back in
     /// one instant.
     pub stop_within: Duration,
@@ -121,33 +184,57 @@ impl Limits {
             connect: Duration::from_secs(1),
             retries: 2,
             tunnel: TunnelLimits::default(),
+            long_poll: Duration::from_secs(60),
             stop_within: Duration::from_secs(2),
         }
     }
 }
 
 impl GatewayConfig {
-    /// The fleet that takes a request, and the pages that may send one; `None`: nobody takes it.
+    /// Where a request leads; `None`: nobody takes it.
     pub(crate) fn route(&self, host: &str, path: &str) -> Option<Routed<'_>> {
         if self.routes.is_empty() {
-            return self
-                .fleets
-                .iter()
-                .next()
-                .map(|(fleet, settings)| Routed { fleet, origins: &settings.origins });
+            let (fleet, settings) = self.fleets.iter().next()?;
+            return Some(settings.routed(fleet));
         }
-        let name = host_name(host);
         let path = decoded(path);
-        let matching = self.routes.iter().filter(|route| {
-            route.host.as_deref().is_none_or(|host| host.eq_ignore_ascii_case(name))
-                && covers(&decoded(&route.path), &path)
-        });
+        let matching = self.of_host(host).filter(|route| covers(&decoded(&route.path), &path));
         let route = matching.max_by_key(|route| (route.host.is_some(), route.path.len()))?;
-        let fleet = self.fleets.get_key_value(&route.fleet);
-        fleet.map(|(fleet, of_fleet)| Routed {
+        self.routed(route)
+    }
+
+    /// Everywhere that a request for this host may lead, whatever its path.
+    pub(crate) fn anywhere(&self, host: &str) -> impl Iterator<Item = Routed<'_>> {
+        let only = self.fleets.iter().next().filter(|_| self.routes.is_empty());
+        let only = only.map(|(fleet, settings)| settings.routed(fleet));
+        self.of_host(host).filter_map(|route| self.routed(route)).chain(only)
+    }
+
+    fn of_host(&self, host: &str) -> impl Iterator<Item = &Route> {
+        let name = host_name(host).to_owned();
+        let mine = move |own: &str| own.eq_ignore_ascii_case(&name);
+        self.routes.iter().filter(move |route| route.host.as_deref().is_none_or(&mine))
+    }
+
+    fn routed<'a>(&'a self, route: &'a Route) -> Option<Routed<'a>> {
+        let (fleet, settings) = self.fleets.get_key_value(&route.fleet)?;
+        Some(Routed {
             fleet,
-            origins: route.origins.as_ref().unwrap_or(&of_fleet.origins),
+            origins: route.origins.as_ref().unwrap_or(&settings.origins),
+            kind: route.kind,
+            scheme: route.scheme.unwrap_or(settings.scheme),
+            location: route.location,
+            auth: route.auth.as_ref(),
         })
+    }
+}
+
+impl FleetSettings {
+    /// Without routes.
+    fn routed<'a>(&'a self, fleet: &'a FleetId) -> Routed<'a> {
+        let Self { origins, scheme, .. } = self;
+        let (kind, location) = (RouteKind::default(), LocationForm::default());
+        Routed { fleet, origins, kind, scheme: *scheme, location, auth: None }
     }
 }
 
@@ -228,11 +315,16 @@ mod tests {
             path: (*path).into(),
             fleet: id(fleet),
             origins: None,
+            kind: RouteKind::WebSocket,
+            scheme: None,
+            location: LocationForm::Ws,
+            auth: None,
         };
         let fleets = routes.iter().map(|(_, _, fleet)| *fleet).chain(routes.is_empty().then_some("only"));
         GatewayConfig {
             id: GatewayId::new("g").unwrap(),
             listen: Vec::new(),
+            public_url: None,
             routes: routes.iter().map(route).collect(),
             fleets: fleets.map(|fleet| (id(fleet), FleetSettings::default())).collect(),
             engine: EngineKind::Auto,

@@ -11,37 +11,50 @@ use std::rc::Rc;
 
 use evenkeel_fleet::gateway::{Ask, Failure, Refusal, ServerKey};
 use evenkeel_model::{Duration, Instant};
-use evenkeel_protocol::handshake::{Answer, Elsewhere, Handshake, Outcome, Step, Tunnel};
+use evenkeel_protocol::engine_io;
+use evenkeel_protocol::handshake::{
+    After, Answer, Elsewhere, Handshake, Outcome, Step, Tunnel, answer_bytes,
+};
 use evenkeel_protocol::negotiate::{Cause, Marks};
 use evenkeel_protocol::origin::{self, OriginError};
 use evenkeel_protocol::refusal::Refusal as BadCredential;
-use evenkeel_protocol::request::{Assignment, Peer, Said, Scheme};
+use evenkeel_protocol::request::{Assignment, Method, Peer, Plain, Said, Scheme};
 use tokio::net::TcpStream;
 use tracing::debug;
 
+use crate::auth::{AuthError, Subject};
+use crate::config::RouteKind;
 use crate::connect::{ConnectError, Target};
-use crate::credentials::Session;
+use crate::credentials;
 use crate::engine::{Adopt, ConnId};
 use crate::fleet::{Fleet, Placed};
-use crate::shell::Shell;
+use crate::http_route::{self, Forward, Forwarded, Known};
+use crate::sessions::Session;
+use crate::shell::{Admitted, Shell};
 
 /// Longest time for a client to take an answer and close.
-const ANSWER_WAIT: Duration = Duration::from_secs(2);
+pub(crate) const ANSWER_WAIT: Duration = Duration::from_secs(2);
 /// Most bytes read and dropped from a client that was refused while it goes on sending.
 const LINGER_BYTES_MAX: usize = 256 * 1024;
 
 /// One client until it has a tunnel or an answer.
-struct Connection {
-    shell: Rc<Shell>,
-    client: TcpStream,
-    peer: Peer,
-    prefix: u64,
-    id: ConnId,
-    handshake: Handshake,
+pub(crate) struct Connection {
+    pub(crate) shell: Rc<Shell>,
+    pub(crate) client: TcpStream,
+    pub(crate) peer: Peer,
+    pub(crate) prefix: u64,
+    pub(crate) id: ConnId,
+    pub(crate) handshake: Handshake,
+    /// Where it is placed already, to be tried before another is picked.
+    pub(crate) first: Option<Placed>,
+    /// Its place among the connections.
+    admitted: Admitted,
+    /// The polling session that its tunnel takes over.
+    upgrades: Option<Rc<Session>>,
 }
 
 /// What ends a handshake.
-enum Ended {
+pub(crate) enum Ended {
     Answer(Answer),
     Open {
         placed: Placed,
@@ -51,21 +64,39 @@ enum Ended {
     ClientGone,
     /// Another client got its place while its head was not whole.
     Displaced,
+    /// An answer to a plain request, counted already.
+    Answered(Answer),
+    /// A server answered, and the connection ends behind it.
+    Finished,
+    /// A server was answering, and one of both ends broke off; or a client went that had been answered.
+    Carried,
+}
+
+/// What follows a request.
+pub(crate) enum Next {
+    Ended(Ended),
+    /// Another one, of which so much is here.
+    Request(Vec<u8>),
 }
 
 /// Serves one accepted client up to its tunnel.
-pub(crate) async fn serve(shell: Rc<Shell>, client: TcpStream, peer: SocketAddr, prefix: u64) {
+pub(crate) async fn serve(shell: Rc<Shell>, client: TcpStream, peer: SocketAddr, admitted: Admitted) {
+    let (prefix, upgrades) = (admitted.prefix, None);
     let id = shell.next_id();
     let now = shell.clock.now();
     let handshake = Handshake::new(shell.config.limits.heads, now);
     let peer = Peer { ip: peer.ip(), scheme: Scheme::Ws };
-    let mut connection = Connection { shell, client, peer, prefix, id, handshake };
+    let first = None;
+    let mut connection = Connection { shell, client, peer, prefix, id, handshake, first, admitted, upgrades };
     let ended = connection.run().await;
     let shell = Rc::clone(&connection.shell);
     match ended {
         Ended::ClientGone => shell.metrics.handshake("client_gone"),
         // Without an answer: to wait until it is taken would hold the place.
         Ended::Displaced => shell.metrics.handshake("displaced"),
+        Ended::Carried => {}
+        Ended::Finished => connection.finish(shell.clock.now() + ANSWER_WAIT).await,
+        Ended::Answered(answer) => connection.answer(&answer.bytes).await,
         Ended::Answer(answer) => {
             shell.metrics.handshake(answer.reason);
             debug!(conn = %shell.conn_text(id), status = answer.status, reason = answer.reason, "handshake refused");
@@ -74,6 +105,11 @@ pub(crate) async fn serve(shell: Rc<Shell>, client: TcpStream, peer: SocketAddr,
         Ended::Open { placed, server, first } => {
             let owner = placed.owner();
             debug!(conn = %shell.conn_text(id), server = %placed.id(), "tunnel opened");
+            if let Some(session) = &connection.upgrades
+                && shell.sessions.upgraded(session, id)
+            {
+                placed.adopt();
+            }
             let heard = placed.connected();
             heard.store(true, std::sync::atomic::Ordering::Relaxed);
             shell.opened();
@@ -84,34 +120,167 @@ pub(crate) async fn serve(shell: Rc<Shell>, client: TcpStream, peer: SocketAddr,
 }
 
 impl Connection {
+    /// Takes one request after the other, until one needs the connection for itself.
     async fn run(&mut self) -> Ended {
-        let mut step = Step::Need;
+        let (mut behind, mut answered) = (Vec::new(), false);
+        loop {
+            let step = if behind.is_empty() { Step::Need } else { self.handshake.client_bytes(&behind) };
+            match self.request(step).await {
+                // It had its answers, and asks no more.
+                Next::Ended(Ended::ClientGone) if answered => return Ended::Carried,
+                Next::Ended(Ended::Answer(answer)) if answered && answer.status == 0 => {
+                    return Ended::Carried;
+                }
+                Next::Ended(ended) => return ended,
+                Next::Request(rest) => {
+                    (behind, answered) = (rest, true);
+                    self.handshake = Handshake::new(self.shell.config.limits.heads, self.shell.clock.now());
+                }
+            }
+        }
+    }
+
+    async fn request(&mut self, mut step: Step) -> Next {
         let reader = self.shell.reading.enter(self.id, self.shell.clock.now());
         loop {
             match step {
                 Step::Need => {}
                 Step::Pick => {
                     drop(reader);
-                    return self.proxy().await;
+                    if let Some(ended) = self.authorize().await {
+                        return Next::Ended(ended);
+                    }
+                    if let Some(next) = self.redirect().await {
+                        return next;
+                    }
+                    return Next::Ended(self.proxy().await);
+                }
+                Step::Plain if let Some(kind) = self.kind() => return self.answer_plain(kind, reader).await,
+                Step::Plain if self.is_forwarded() => {
+                    drop(reader);
+                    return self.forward().await;
                 }
                 Step::Plain => {
                     step = self.handshake.refuse_plain();
                     continue;
                 }
-                Step::End(Outcome::Answer(answer)) => return Ended::Answer(answer),
+                Step::End(Outcome::Answer(answer)) => return Next::Ended(Ended::Answer(answer)),
                 // Neither can come before a server was asked.
-                Step::Elsewhere(_) | Step::End(Outcome::Tunnel(_)) => return Ended::ClientGone,
+                Step::Elsewhere(_) | Step::End(Outcome::Tunnel(_)) => return Next::Ended(Ended::ClientGone),
             }
             let ready = tokio::select! { biased;
                 () = self.shell.clock.sleep_until(self.handshake.poll_timeout()) => Ready::Timeout,
                 _ = self.client.readable() => Ready::Client,
                 // Last: a head that is here now is taken.
-                () = reader.displaced() => return Ended::Displaced,
+                () = reader.displaced() => return Next::Ended(Ended::Displaced),
             };
             step = match self.take(ready, None) {
                 Some(step) => step,
-                None => return Ended::ClientGone,
+                None => return Next::Ended(Ended::ClientGone),
             };
+        }
+    }
+
+    /// Whether the plain request is one that servers answer.
+    fn is_forwarded(&self) -> bool {
+        let routed =
+            self.handshake.plain().and_then(|plain| self.shell.config.route(plain.host(), plain.path()));
+        routed.is_some_and(|routed| routed.kind == RouteKind::Http)
+    }
+
+    /// Has a server answer a plain request.
+    async fn forward(&mut self) -> Next {
+        let Some((plain, behind)) = self.handshake.take_plain() else {
+            return Next::Ended(Ended::ClientGone);
+        };
+        let routed = self.shell.route(plain.host(), plain.path());
+        let Some((fleet, origins)) = routed else { return Next::Ended(Ended::ClientGone) };
+        if let Err(error) = origins.check(plain.origin(), plain.host()) {
+            let bytes = answer_bytes(error.status(), "", &error.to_string());
+            return Next::Ended(Ended::Answer(Answer {
+                status: error.status(),
+                reason: error.reason(),
+                bytes,
+            }));
+        }
+        if let Some(error) = self.bars(&plain).await {
+            let bytes = answer_bytes(error.status(), "Cache-Control: no-store\r\n", &error.to_string());
+            let answer = Answer { status: error.status(), reason: error.reason(), bytes };
+            return Next::Ended(Ended::Answer(answer));
+        }
+        self.admitted.carries();
+        let Self { shell, client, peer, prefix, id, .. } = &*self;
+        let (prefix, id) = (*prefix, *id);
+        let forward = Forward { shell, client, peer, prefix, id, fleet: &fleet, plain: &plain, behind };
+        match forward.run().await {
+            Forwarded::Answer(answer) => {
+                shell.metrics.request(answer.reason);
+                Next::Ended(Ended::Answered(answer))
+            }
+            Forwarded::Broken(why) => {
+                shell.metrics.request(why);
+                Next::Ended(Ended::Carried)
+            }
+            Forwarded::Done { after, behind } => {
+                shell.metrics.request("answered");
+                match after {
+                    After::Stays => Next::Request(behind),
+                    After::Closes => Next::Ended(Ended::Finished),
+                }
+            }
+        }
+    }
+
+    /// Why the operator's service does not let a plain request in. It is asked about those that begin something: a
+    /// session was let in when it began, and a browser's preflight says nothing of who asks.
+    async fn bars(&self, plain: &Plain) -> Option<AuthError> {
+        if plain.method == Method::Options || engine_io::sid(plain.target()).is_some() {
+            return None;
+        }
+        let auth = self.shell.config.route(plain.host(), plain.path())?.auth?;
+        let (host, fields, method) = (plain.host(), plain.fields(), plain.method.as_str());
+        let subject = Subject { method, target: plain.target(), host, peer: &self.peer, fields };
+        self.shell.ask_auth(auth, &subject).await.err()
+    }
+
+    /// The polling session that a handshake takes over.
+    fn session_of(&self, fleet: &Rc<Fleet>) -> Known {
+        let Some(request) = self.handshake.request() else { return Known::None };
+        match self.shell.config.route(request.host(), request.path()) {
+            Some(routed) if routed.kind == RouteKind::Http => {
+                http_route::session_of(&self.shell, fleet, request.target())
+            }
+            _ => Known::None,
+        }
+    }
+
+    /// Opens the tunnel of a polling session at the server that has it, whatever state that one is in.
+    async fn upgrade(&mut self, fleet: &Rc<Fleet>, session: Rc<Session>) -> Ended {
+        let Some(placed) = fleet.held(&session.home) else {
+            self.shell.end_session(&session);
+            return Ended::Answer(http_route::unknown_session());
+        };
+        let request = self.handshake.request();
+        let target = request.map(|request| http_route::target_of(&session, request.target()));
+        self.handshake.retarget(target.unwrap_or_default());
+        let coming =
+            Coming { session: self.session(&Marks::default()), parks: None, brought: Brought::Nothing };
+        session.works();
+        let tried = self.try_server(&placed, &coming).await;
+        session.rests(self.shell.clock.now());
+        match tried {
+            Tried::Open(server, first) => {
+                self.upgrades = Some(session);
+                Ended::Open { placed, server, first }
+            }
+            Tried::Answer(answer) | Tried::Refused(answer) => Ended::Answer(answer),
+            Tried::ClientGone => Ended::ClientGone,
+            Tried::OutOfMeans => self.busy("out_of_means"),
+            Tried::Failed(Trouble::Refused | Trouble::Closed) => {
+                self.shell.end_session(&session);
+                Ended::Answer(http_route::unknown_session())
+            }
+            Tried::Failed(trouble) => self.refuse_placement(Refusal::AllTried, Some(trouble)),
         }
     }
 
@@ -138,6 +307,11 @@ impl Connection {
                 return self.refuse(error.status(), error.reason(), "", &error.to_string());
             }
         };
+        match self.session_of(&fleet) {
+            Known::None => {}
+            Known::Gone => return Ended::Answer(http_route::unknown_session()),
+            Known::Session(session) => return self.upgrade(&fleet, session).await,
+        }
         let mut coming = match self.coming(&fleet) {
             Ok(coming) => coming,
             Err(bad) => return self.refuse_credential(bad),
@@ -199,8 +373,8 @@ impl Connection {
         Ok(coming)
     }
 
-    fn session(&self, marks: &Marks<'_>) -> Session {
-        Session {
+    pub(crate) fn session(&self, marks: &Marks<'_>) -> credentials::Session {
+        credentials::Session {
             sid: marks.sid.map_or_else(|| self.shell.new_sid(), Into::into),
             cause: if marks.parks { Cause::Move } else { Cause::Start },
             caps: marks.moves.then(|| String::from("move")).into_iter().collect(),
@@ -214,6 +388,9 @@ impl Connection {
         coming: &mut Coming,
         tried: &[ServerKey],
     ) -> Result<Placed, Unplaced> {
+        if let Some(placed) = self.first.take() {
+            return Ok(placed);
+        }
         if let Brought::Token(_, placed) = &mut coming.brought
             && let Some(placed) = placed.take()
         {
@@ -324,7 +501,7 @@ impl Connection {
         }
     }
 
-    fn refuse(&mut self, status: u16, reason: &'static str, fields: &str, text: &str) -> Ended {
+    pub(crate) fn refuse(&mut self, status: u16, reason: &'static str, fields: &str, text: &str) -> Ended {
         match self.handshake.refuse(status, reason, fields, text) {
             Step::End(Outcome::Answer(answer)) => Ended::Answer(answer),
             _ => Ended::ClientGone,
@@ -332,7 +509,7 @@ impl Connection {
     }
 
     /// What a client is told whose assignment or ticket is not good: as its server would.
-    fn refuse_credential(&mut self, bad: BadCredential) -> Ended {
+    pub(crate) fn refuse_credential(&mut self, bad: BadCredential) -> Ended {
         self.shell.metrics.credential_refused(bad.reason());
         let body = format!(r#"{{"why":"{}"}}"#, bad.reason());
         let fields = "Content-Type: application/json\r\nCache-Control: no-store\r\n";
@@ -355,7 +532,7 @@ impl Connection {
         }
     }
 
-    fn busy(&mut self, reason: &'static str) -> Ended {
+    pub(crate) fn busy(&mut self, reason: &'static str) -> Ended {
         self.come_back(503, reason, "no server can take this connection now")
     }
 
@@ -365,7 +542,7 @@ impl Connection {
         self.refuse(status, reason, &fields, text)
     }
 
-    async fn write_all(&self, to: &TcpStream, bytes: &[u8], deadline: Instant) -> io::Result<()> {
+    pub(crate) async fn write_all(&self, to: &TcpStream, bytes: &[u8], deadline: Instant) -> io::Result<()> {
         tokio::select! { biased;
             written = write_all(to, bytes) => written,
             () = self.shell.clock.sleep_until(Some(deadline)) => Err(io::ErrorKind::TimedOut.into()),
@@ -376,9 +553,12 @@ impl Connection {
     /// connection, and with it the answer on its way.
     async fn answer(&self, bytes: &[u8]) {
         let deadline = self.shell.clock.now() + ANSWER_WAIT;
-        if bytes.is_empty() || self.write_all(&self.client, bytes, deadline).await.is_err() {
-            return;
+        if !bytes.is_empty() && self.write_all(&self.client, bytes, deadline).await.is_ok() {
+            self.finish(deadline).await;
         }
+    }
+
+    async fn finish(&self, deadline: Instant) {
         let _ = socket2::SockRef::from(&self.client).shutdown(std::net::Shutdown::Write);
         let rest = async {
             let mut dropped = 0;
@@ -404,7 +584,7 @@ enum Ready {
 
 /// A client, by what its URL says.
 struct Coming {
-    session: Session,
+    session: credentials::Session,
     /// It comes to take its session over from there.
     parks: Option<Source>,
     brought: Brought,

@@ -7,7 +7,8 @@
 
 use evenkeel_model::{FleetId, Incarnation, Instant, ServerId};
 use evenkeel_protocol::keys::{
-    Kid, MasterKey, TicketKey, TokenKeys, live_kids, live_move_keys, signing_kid, signing_move_key,
+    Kid, MasterKey, SessionKey, TicketKey, TokenKeys, live_kids, live_move_keys, signing_kid,
+    signing_move_key,
 };
 use evenkeel_protocol::negotiate::Cause;
 use evenkeel_protocol::refusal::Refusal;
@@ -54,6 +55,7 @@ struct Keys {
     master: MasterKey,
     tokens: TokenKeys,
     tickets: Tickets,
+    sessions: SessionKey,
 }
 
 struct Tickets {
@@ -90,7 +92,9 @@ impl Credentials {
             let latest = master.borrow_and_update().clone();
             if self.keys.as_ref().is_none_or(|keys| keys.master != latest) {
                 let tickets = Tickets::new(&latest, &self.fleet, now);
-                self.keys = Some(Keys { tokens: TokenKeys::new(latest.clone()), tickets, master: latest });
+                let sessions = SessionKey::derive(&latest, &self.fleet);
+                let tokens = TokenKeys::new(latest.clone());
+                self.keys = Some(Keys { tokens, tickets, sessions, master: latest });
             }
         }
         let keys = self.keys.as_mut()?;
@@ -159,6 +163,11 @@ impl Credentials {
     pub(crate) fn check_ticket(&mut self, text: &str, now: Instant) -> Result<Ticket, Refusal> {
         let keys = self.keys(now).ok_or(Refusal::UnknownKey)?;
         ticket::check(text.as_bytes(), &keys.tickets.live, now)
+    }
+
+    /// The key of sessions' names.
+    pub(crate) fn session_key(&mut self, now: Instant) -> Option<SessionKey> {
+        Some(self.keys(now)?.sessions.clone())
     }
 
     /// Forgets the keys of servers that left.

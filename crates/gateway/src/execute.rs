@@ -1,4 +1,4 @@
-//! Closes this gateway's tunnels of servers that have no agent to do so, by the same orders.
+//! Closes this gateway's tunnels and polling sessions of servers that have no agent to do so, by the same orders.
 //!
 //! In: snapshots with `desired`, the tunnels held. Out: close orders to the engine. Invariants: a server with an
 //! agent is never touched; of an order's target and pace this gateway takes the share of the tunnels it holds.
@@ -14,6 +14,7 @@ use evenkeel_protocol::executor::{Closes, Executor};
 use tracing::debug;
 
 use crate::engine::{ConnId, Engine, Held, Owner};
+use crate::sessions::Sessions;
 
 /// How often this gateway counts its tunnels for the executors; sets how long young ones stay (60 times it).
 const COUNTED_EACH: Duration = Duration::from_secs(1);
@@ -62,7 +63,7 @@ impl Executors {
     /// Orders the closes that are due.
     pub(crate) fn turn(
         &mut self,
-        engine: &Engine,
+        (engine, sessions): (&Engine, &Sessions),
         owner: impl Fn(ServerKey) -> Owner,
         code: u16,
         now: Instant,
@@ -75,13 +76,17 @@ impl Executors {
             entry.executor.desired().is_some_and(|desired| !desired.moves_per_s.is_zero())
         };
         for entry in self.by_server.values_mut().filter(moving) {
-            let held = engine.held(owner(entry.key));
+            let of = owner(entry.key);
+            let mut held = engine.held(of);
+            held.extend(sessions.held(of));
             let count = count_of(held.len());
             if let Some(closes) = entry.executor.due(count, now) {
                 let chosen = choose(held, &closes, &mut self.rng, now);
                 entry.executor.chosen(closes.count, count_of(chosen.len()), now);
                 for id in chosen {
-                    engine.close(id, CloseCode(code), closes.reason);
+                    if !sessions.leave(of, id) {
+                        engine.close(id, CloseCode(code), closes.reason);
+                    }
                 }
             }
             let due =

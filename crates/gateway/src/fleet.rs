@@ -6,6 +6,8 @@
 //! never lasts over an await. Elsewhere: every decision (`evenkeel_fleet::gateway`, `::admission`,
 //! `evenkeel_protocol::executor`).
 
+pub(crate) mod offer;
+
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -18,19 +20,21 @@ use evenkeel_fleet::gateway::{
     Ask, Failure, Gateway, GatewayConfig as MachineConfig, Placement, Refusal, ServerKey,
 };
 use evenkeel_fleet::snapshot::{Executor, GatewayView, Settlements, Snapshot};
-use evenkeel_model::{Duration, FleetId, GatewayId, Instant, Rng, ServerId};
+use evenkeel_model::{Connections, Duration, FleetId, GatewayId, Instant, Rng, ServerId};
 use evenkeel_protocol::keys::MasterKey;
 use evenkeel_protocol::refusal::Refusal as BadToken;
 use evenkeel_protocol::token::{self, Audience, Wanted};
 use evenkeel_runtime::Clock;
 use tokio::sync::{Notify, oneshot, watch};
 
+use crate::backlog::Backlog;
 use crate::config::FleetSettings;
 use crate::connect::Target;
 use crate::credentials::{Bound, Credentials, MintError, Session};
 use crate::engine::{Engine, Owner};
 use crate::execute::Executors;
 use crate::metrics::Metrics;
+use crate::sessions::Sessions;
 
 /// See the module's documentation.
 pub(crate) struct Fleet {
@@ -43,6 +47,7 @@ pub(crate) struct Fleet {
     pulse: Rc<Notify>,
     inner: RefCell<Inner>,
     credentials: RefCell<Credentials>,
+    backlog: RefCell<Backlog>,
     /// A failure was seen that the controller should hear of now.
     urgent: Cell<bool>,
 }
@@ -57,6 +62,8 @@ struct Inner {
     /// When that was looked at last.
     heard_until: Instant,
     snapshot: Option<Arc<Snapshot>>,
+    /// Whether any server in it can be reached by clients themselves.
+    public: bool,
 }
 
 impl Inner {
@@ -68,6 +75,10 @@ impl Inner {
                 before.remove(&server.url).unwrap_or_else(|| Target::parse(&server.url).map(Rc::new))
             });
         }
+        self.public = snapshot
+            .servers
+            .iter()
+            .any(|server| server.public_url.is_some() && server.executor == Executor::Agent);
         self.snapshot = Some(Arc::clone(snapshot));
     }
 }
@@ -101,6 +112,7 @@ impl Fleet {
             heard: BTreeMap::new(),
             heard_until: clock.now(),
             snapshot: None,
+            public: false,
         };
         Self {
             id,
@@ -111,6 +123,7 @@ impl Fleet {
             pulse,
             inner: RefCell::new(inner),
             credentials,
+            backlog: RefCell::default(),
             urgent: Cell::new(false),
         }
     }
@@ -249,13 +262,50 @@ impl Fleet {
         }
     }
 
-    /// A tunnel ended.
+    /// Its number in this gateway.
+    pub(crate) const fn number(&self) -> u32 {
+        self.index
+    }
+
+    /// The tag of a session's name; `None` without a master key.
+    pub(crate) fn tag(&self, home: &Audience, sid: &str) -> Option<String> {
+        Some(self.credentials.borrow_mut().session_key(self.clock.now())?.tag(home, sid))
+    }
+
+    /// The life of a server that a session's tag names.
+    pub(crate) fn home_of(&self, sid: &str, tag: &str) -> Option<(Audience, ServerKey)> {
+        let key = self.credentials.borrow_mut().session_key(self.clock.now())?;
+        let inner = self.inner.borrow();
+        let homes = inner.snapshot.as_ref()?.servers.iter();
+        let mut homes = homes.map(|server| Audience { server: server.id.clone(), inc: server.inc });
+        let home = homes.find(|home| key.tag(home, sid) == tag)?;
+        let slot = inner.machine.key(&home.server)?;
+        Some((home, slot))
+    }
+
+    /// Stands for a session at its server, whatever state that one is in; `None`: that life of it is over.
+    pub(crate) fn held(self: &Rc<Self>, home: &Audience) -> Option<Placed> {
+        let placement = self.inner.borrow().machine.held(&home.server)?;
+        (placement.inc == home.inc).then(|| Placed { fleet: Rc::clone(self), placement, settled: true })
+    }
+
+    /// Counts a connection that nobody placed here.
+    pub(crate) fn adopt(&self, server: ServerKey) {
+        self.inner.borrow_mut().machine.adopt(server, Connections(1));
+    }
+
+    /// The server answered something: it is not frozen.
+    pub(crate) fn heard(&self, server: ServerKey) {
+        self.inner.borrow_mut().machine.heard(server, self.clock.now());
+    }
+
+    /// A tunnel or a polling session ended.
     pub(crate) fn closed(&self, server: ServerKey, lasted: Duration) {
         self.inner.borrow_mut().machine.closed(server, lasted, self.clock.now());
     }
 
     /// Does what is due: who spoke, targets, the queue, closes.
-    pub(crate) fn turn(&self, engine: &Engine, now: Instant) {
+    pub(crate) fn turn(&self, engine: &Engine, sessions: &Sessions, now: Instant) {
         let inner = &mut *self.inner.borrow_mut();
         for (key, heard) in &inner.heard {
             if heard.swap(false, Ordering::Relaxed) {
@@ -276,7 +326,7 @@ impl Fleet {
             }
         }
         let close_code = self.settings.close_code;
-        inner.executors.turn(engine, |server| self.owner(server), close_code, now);
+        inner.executors.turn((engine, sessions), |server| self.owner(server), close_code, now);
     }
 
     /// When [`Fleet::turn`] is due.
@@ -330,6 +380,11 @@ impl Placed {
         &self.placement.server
     }
 
+    /// The life of the server that it is placed in.
+    pub(crate) fn home(&self) -> Audience {
+        Audience { server: self.placement.server.clone(), inc: self.placement.inc }
+    }
+
     pub(crate) fn owner(&self) -> Owner {
         self.fleet.owner(self.placement.key)
     }
@@ -371,6 +426,11 @@ impl Placed {
         inner.machine.connected(self.placement.id, self.fleet.clock.now());
         self.fleet.metrics.placement("connected");
         Arc::clone(inner.heard.entry(self.placement.key).or_default())
+    }
+
+    /// Counts a tunnel of a session that nothing stood for.
+    pub(crate) fn adopt(&self) {
+        self.fleet.adopt(self.placement.key);
     }
 
     pub(crate) fn failed(mut self, failure: Failure) {

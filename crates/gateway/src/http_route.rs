@@ -8,31 +8,35 @@
 //! Elsewhere: what is known of sessions ([`crate::sessions`]), their names and packets (`evenkeel_protocol::engine_io`),
 //! which request comes here ([`crate::connection`]).
 
-use std::pin::{Pin, pin};
+mod answer;
+mod link;
+
+use std::pin::pin;
 use std::rc::Rc;
 
 use evenkeel_fleet::gateway::{Ask, Failure, Refusal, ServerKey};
 use evenkeel_model::{Duration, Instant};
-use evenkeel_protocol::engine_io::{self, CLOSE_PACKET, Open, Packets, UNKNOWN_SID};
-use evenkeel_protocol::handshake::{After, Answer, answer_with};
+use evenkeel_protocol::engine_io::{self, CLOSE_PACKET, Open, Packets};
+use evenkeel_protocol::handshake::{After, Answer};
 use evenkeel_protocol::negotiate::{Cause, without};
 use evenkeel_protocol::request::{Method, Peer, Plain, Scheme};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body as _, Bytes, Incoming};
-use hyper::client::conn::http1;
-use hyper::header::{CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, HOST, HeaderName, HeaderValue};
+use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HOST, HeaderName, HeaderValue};
 use hyper::http::response::Parts;
-use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tracing::debug;
 
-use crate::connect::{ConnectError, Target};
-use crate::connection::write_all;
+use crate::connect::Target;
 use crate::credentials;
 use crate::engine::ConnId;
 use crate::fleet::{Fleet, Placed};
 use crate::sessions::{Session, Since};
 use crate::shell::Shell;
+
+pub(crate) use answer::unknown_session;
+use answer::{Answering, head_of, left, own_answer, send};
+use link::{Link, Why};
 
 /// Longest body of a request. The engine's own limit is 1 MB.
 pub(crate) const BODY_MAX: u64 = 1 << 20;
@@ -44,8 +48,6 @@ const BODY_WAIT: Duration = Duration::from_secs(30);
 const BEHIND_MAX: usize = 16 * 1024;
 /// Seconds that a connection has to be kept at least between two requests, or it is not kept at all.
 const IDLE_LEAST: u64 = 3;
-/// Bytes of an answer that are read ahead.
-const READ_AHEAD: usize = 64 * 1024;
 /// For a session that another gateway opened: the engine's default, since its first answer was not seen here.
 const PATIENCE: Duration = Duration::from_secs(45);
 
@@ -108,55 +110,28 @@ pub(crate) fn target_of(session: &Session, target: &str) -> String {
     }
 }
 
-/// What a client is told whose session nobody has: it begins anew at once.
-pub(crate) fn unknown_session() -> Answer {
-    let fields = "Content-Type: application/json\r\nCache-Control: no-store\r\n";
-    Answer {
-        status: 400,
-        reason: "unknown_session",
-        bytes: answer_with(400, fields, UNKNOWN_SID, After::Closes),
-    }
-}
-
-fn own_answer(status: u16, reason: &'static str, fields: &str, text: &str) -> Answer {
-    let fields = format!("{fields}Content-Type: text/plain\r\n");
-    Answer { status, reason, bytes: answer_with(status, &fields, &format!("{text}\n"), After::Closes) }
-}
-
-/// A connection to a server that carries one request.
-struct Link {
-    sender: http1::SendRequest<Full<Bytes>>,
-    conn: Pin<Box<dyn Future<Output = ()>>>,
-    ended: bool,
-}
-
-impl Link {
-    /// Moves the connection's bytes while `work` goes on.
-    ///
-    /// # Cancel safety
-    /// As `work`.
-    async fn beside<T>(
-        conn: &mut Pin<Box<dyn Future<Output = ()>>>,
-        ended: &mut bool,
-        work: impl Future<Output = T>,
-    ) -> T {
-        let mut work = pin!(work);
-        loop {
-            tokio::select! { biased;
-                done = &mut work => return done,
-                () = &mut *conn, if !*ended => *ended = true,
-            }
-        }
-    }
-}
-
 /// How asking a server went.
 enum Asked {
     Response(hyper::Response<Incoming>, Link),
     Failed(Trouble),
-    /// The session was told to leave while it waited.
-    Left,
+    /// The session was told to leave while it waited; what its server still had to say.
+    Left(Option<(hyper::Response<Incoming>, Link)>),
     ClientGone,
+}
+
+/// What waiting for an answer ended with.
+enum Waited {
+    Answered(hyper::Result<hyper::Response<Incoming>>),
+    /// The session was told to leave; the last answer to its poll.
+    Left(Option<hyper::Response<Incoming>>),
+    ClientGone,
+    Late,
+}
+
+/// A poll, and how to say goodbye for its client.
+struct Poll<'a> {
+    session: &'a Session,
+    goodbye: Option<hyper::Request<Full<Bytes>>>,
 }
 
 /// How a server failed a request.
@@ -165,37 +140,6 @@ struct Trouble {
     why: Why,
     /// Whether it may have seen the request.
     sent: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Why {
-    Refused,
-    Closed,
-    Late,
-    Draining,
-    OutOfMeans,
-}
-
-impl Why {
-    const fn failure(self) -> Failure {
-        match self {
-            Self::Refused => Failure::Refused,
-            Self::Closed | Self::Late => Failure::Unreachable,
-            Self::Draining => Failure::Draining,
-            // Ours: given back without blame.
-            Self::OutOfMeans => Failure::ClientGone,
-        }
-    }
-
-    const fn reason(self) -> &'static str {
-        match self {
-            Self::Refused => "server_refused",
-            Self::Closed => "server_closed",
-            Self::Late => "server_late",
-            Self::Draining => "server_draining",
-            Self::OutOfMeans => "out_of_means",
-        }
-    }
 }
 
 /// Room for one body among all of them.
@@ -207,6 +151,70 @@ struct BodyRoom {
 impl Drop for BodyRoom {
     fn drop(&mut self) {
         self.shell.bodies.set(self.shell.bodies.get() - self.taken);
+    }
+}
+
+/// A server's answer.
+struct Reply<'a> {
+    parts: Parts,
+    /// What was read of its body already.
+    first: Vec<u8>,
+    body: Incoming,
+    link: Link,
+    session: Option<&'a Session>,
+}
+
+impl<'a> Reply<'a> {
+    fn new(parts: Parts, body: Incoming, link: Link) -> Self {
+        Self { parts, first: Vec::new(), body, link, session: None }
+    }
+
+    fn of(self, session: &'a Session) -> Self {
+        Self { session: Some(session), ..self }
+    }
+}
+
+fn is_draining(response: &hyper::Response<Incoming>) -> bool {
+    response.status() == 503 && response.headers().contains_key("evenkeel-draining")
+}
+
+/// Says goodbye and waits for what the server answers to the poll then.
+async fn take_leave(
+    shell: &Shell,
+    target: &Target,
+    polls: Option<Poll<'_>>,
+    asking: impl Future<Output = hyper::Result<hyper::Response<Incoming>>>,
+) -> Option<hyper::Response<Incoming>> {
+    let soon = shell.clock.now() + shell.config.limits.heads.server_head;
+    let said = async {
+        if let Some(poll) = polls {
+            say_goodbye(shell, target, poll).await;
+        }
+    };
+    let last = async {
+        tokio::select! { biased;
+            answered = asking => answered.ok(),
+            () = shell.clock.sleep_until(Some(soon)) => None,
+        }
+    };
+    tokio::join!(said, last).1
+}
+
+/// Ends a session at its server in its client's name: unlike a poll that breaks off, this loses nothing of what the
+/// server has written.
+async fn say_goodbye(shell: &Shell, target: &Target, poll: Poll<'_>) {
+    let Poll { session, goodbye: Some(goodbye) } = poll else { return };
+    let until = shell.clock.now() + shell.config.limits.heads.server_head;
+    let said = async {
+        // Two posts at once are an error to the engine; the poll itself is under way too.
+        session.is_quiet().await;
+        if let Ok(mut link) = Link::open(shell, target).await {
+            let _ = link.ask(goodbye).await;
+        }
+    };
+    tokio::select! { biased;
+        () = said => {}
+        () = shell.clock.sleep_until(Some(until)) => {}
     }
 }
 
@@ -294,7 +302,7 @@ impl Forward<'_> {
                 Asked::Response(response, link) => {
                     return self.answer_any(placed, begins, response, link).await;
                 }
-                Asked::ClientGone | Asked::Left => return Forwarded::Broken("client_gone"),
+                Asked::ClientGone | Asked::Left(_) => return Forwarded::Broken("client_gone"),
                 Asked::Failed(trouble) => {
                     placed.failed(trouble.why.failure());
                     last = Some(trouble.why);
@@ -361,7 +369,7 @@ impl Forward<'_> {
         }
         let Some(open) = Open::read(&first) else {
             placed.failed(Failure::Answered);
-            return self.relay(&parts, first, body, link, None).await;
+            return self.relay(Reply { first, ..Reply::new(parts, body, link) }).await;
         };
         let session = self.begin(placed, &open);
         if let Some(tagged) =
@@ -371,7 +379,7 @@ impl Forward<'_> {
         }
         session.works();
         let visit = Visit { shell: self.shell, session: &session };
-        let ended = self.relay(&parts, first, body, link, Some(&session)).await;
+        let ended = self.relay(Reply { first, ..Reply::new(parts, body, link).of(&session) }).await;
         drop(visit);
         ended
     }
@@ -389,6 +397,11 @@ impl Forward<'_> {
 
     /// A request of a session goes to its server, whatever state that one is in.
     async fn to_session(&mut self, session: &Rc<Session>, body: Bytes) -> Forwarded {
+        if session.is_over() {
+            self.shell.end_session(session);
+            let polls = self.plain.method == Method::Get;
+            return Forwarded::Answer(if polls { left() } else { unknown_session() });
+        }
         session.works();
         let visit = Visit { shell: self.shell, session };
         if self.shell.sessions.counts_again(session) {
@@ -409,22 +422,22 @@ impl Forward<'_> {
         };
         let renamed = target_of(session, self.plain.target());
         let request = self.request(&target, &renamed, &body, None);
-        let polls = (self.plain.method == Method::Get).then_some(&**session);
+        let goodbye = self.goodbye(&target, &renamed);
+        let polls = (self.plain.method == Method::Get).then_some(Poll { session, goodbye });
         match self.ask(&target, request, polls, self.shell.config.limits.long_poll).await {
             Asked::Response(response, link) => {
                 self.fleet.heard(session.owner.server);
                 let over = packets.closed() || !response.status().is_success();
                 let (parts, body) = response.into_parts();
-                let ended = self.relay(&parts, Vec::new(), body, link, Some(session)).await;
+                let ended = self.relay(Reply::new(parts, body, link).of(session)).await;
                 if over {
                     self.shell.end_session(session);
                 }
                 ended
             }
-            Asked::Left => {
-                self.shell.end_session(session);
+            Asked::Left(last) => {
                 debug!(conn = %self.shell.conn_text(session.id), server = %session.home.server, "session left");
-                Forwarded::Answer(left())
+                self.last_words(session, last).await
             }
             Asked::ClientGone => Forwarded::Broken("client_gone"),
             Asked::Failed(Trouble { why: Why::Refused | Why::Closed, .. }) => {
@@ -474,49 +487,43 @@ impl Forward<'_> {
         &mut self,
         target: &Target,
         request: Option<hyper::Request<Full<Bytes>>>,
-        polls: Option<&Session>,
+        polls: Option<Poll<'_>>,
         deadline: Duration,
     ) -> Asked {
         let failed = |why, sent| Asked::Failed(Trouble { why, sent });
-        let (limits, clock) = (self.shell.config.limits, self.shell.clock);
+        let (shell, client) = (Rc::clone(self.shell), self.client);
         // A target that hyper cannot write is no server's fault, and no server's answer either.
         let Some(request) = request else { return failed(Why::Closed, true) };
-        let stream = match target.connect(limits.connect, clock).await {
-            Ok(stream) => stream,
-            Err(ConnectError::Refused) => return failed(Why::Refused, false),
-            Err(ConnectError::Broken) => return failed(Why::Closed, false),
-            Err(ConnectError::Late) => return failed(Why::Late, false),
-            Err(ConnectError::OutOfMeans) => return failed(Why::OutOfMeans, false),
+        let mut link = match Link::open(&shell, target).await {
+            Ok(link) => link,
+            Err(why) => return failed(why, false),
         };
-        let made = http1::Builder::new().max_buf_size(READ_AHEAD).handshake(TokioIo::new(stream)).await;
-        let Ok((mut sender, conn)) = made else { return failed(Why::Closed, false) };
-        let mut conn: Pin<Box<dyn Future<Output = ()>>> = Box::pin(async move {
-            let _ = conn.await;
-        });
-        let mut ended = false;
-        let until = clock.now() + deadline;
-        let leave = async {
-            match polls {
-                Some(session) => session.told_to_leave().await,
+        let until = shell.clock.now() + deadline;
+        let told = async {
+            match &polls {
+                Some(poll) => poll.session.told_to_leave().await,
                 None => std::future::pending().await,
             }
         };
-        let answered = tokio::select! { biased;
-            answered = Link::beside(&mut conn, &mut ended, sender.send_request(request)) => answered,
-            // The request was written, so that the server sees its end and gives the session up too.
-            () = leave => return Asked::Left,
-            () = client_gone(self.shell, self.client, &mut self.behind) => return Asked::ClientGone,
-            () = clock.sleep_until(Some(until)) => return failed(Why::Late, true),
-        };
-        match answered {
-            Err(_) => failed(Why::Closed, true),
-            Ok(response) if response.status().is_informational() => failed(Why::Closed, true),
-            Ok(response)
-                if response.status() == 503 && response.headers().contains_key("evenkeel-draining") =>
-            {
-                failed(Why::Draining, true)
+        let waited = {
+            let mut asking = pin!(link.ask(request));
+            tokio::select! { biased;
+                answered = &mut asking => Waited::Answered(answered),
+                () = told => Waited::Left(take_leave(&shell, target, polls, asking).await),
+                () = client_gone(&shell, client, &mut self.behind) => Waited::ClientGone,
+                () = shell.clock.sleep_until(Some(until)) => Waited::Late,
             }
-            Ok(response) => Asked::Response(response, Link { sender, conn, ended }),
+        };
+        match waited {
+            Waited::ClientGone => Asked::ClientGone,
+            Waited::Left(last) => Asked::Left(last.map(|response| (response, link))),
+            Waited::Late => failed(Why::Late, true),
+            Waited::Answered(Err(_)) => failed(Why::Closed, true),
+            Waited::Answered(Ok(response)) if response.status().is_informational() => {
+                failed(Why::Closed, true)
+            }
+            Waited::Answered(Ok(response)) if is_draining(&response) => failed(Why::Draining, true),
+            Waited::Answered(Ok(response)) => Asked::Response(response, link),
         }
     }
 
@@ -527,7 +534,6 @@ impl Forward<'_> {
         body: &mut Incoming,
         until: Instant,
     ) -> Result<Vec<u8>, &'static str> {
-        let Link { conn, ended, .. } = link;
         let whole = async {
             let mut whole = Vec::new();
             while let Some(frame) = body.frame().await {
@@ -537,51 +543,70 @@ impl Forward<'_> {
             Ok(whole)
         };
         tokio::select! { biased;
-            whole = Link::beside(conn, ended, whole) => whole,
+            whole = link.beside(whole) => whole,
             () = client_gone(self.shell, self.client, &mut self.behind) => Err("client_gone"),
             () = self.shell.clock.sleep_until(Some(until)) => Err("server_late"),
         }
     }
 
-    /// Sends the server's answer to the client as it comes; `first` is what was read of its body.
-    async fn relay(
+    /// What the server of a session that leaves still had to say. The close packet is for the next poll: stock clients
+    /// take what stands in front of one in the same payload for not received, and get it again when they recover.
+    async fn last_words(
         &mut self,
-        parts: &Parts,
-        first: Vec<u8>,
-        body: Incoming,
-        link: Link,
-        session: Option<&Session>,
+        session: &Session,
+        last: Option<(hyper::Response<Incoming>, Link)>,
     ) -> Forwarded {
+        match last {
+            Some((response, link)) if response.status() == 200 => {
+                self.shell.session_over(session);
+                let (parts, body) = response.into_parts();
+                self.relay(Reply::new(parts, body, link).of(session)).await
+            }
+            _ => {
+                self.shell.end_session(session);
+                Forwarded::Answer(left())
+            }
+        }
+    }
+
+    /// The request by which a client ends a session.
+    fn goodbye(&self, target: &Target, of: &str) -> Option<hyper::Request<Full<Bytes>>> {
+        let mut goodbye = self.request(target, of, &Bytes::from_static(CLOSE_PACKET.as_bytes()), None)?;
+        *goodbye.method_mut() = hyper::Method::POST;
+        goodbye.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain;charset=UTF-8"));
+        Some(goodbye)
+    }
+
+    /// Sends the server's answer to the client as it comes.
+    async fn relay(&mut self, reply: Reply<'_>) -> Forwarded {
+        let Reply { parts, first, body, mut link, session } = reply;
         let idle = self.shell.config.limits.heads.client_head.as_secs();
         let after = if self.plain.closes || idle < IDLE_LEAST { After::Closes } else { After::Stays };
         let rest = body.size_hint().exact();
         let length = rest.map(|rest| rest + first.len() as u64);
-        let head = head_of(parts, length, (after, idle));
+        let head = head_of(&parts, length, (after, idle));
         let mut packets = Packets::default();
         let (shell, client) = (Rc::clone(self.shell), self.client);
         let coded = parts.headers.contains_key(CONTENT_ENCODING);
-        let sent =
-            send(&shell, client, Answering { head, first, body, chunked: length.is_none() }, |piece| {
-                if !coded {
-                    packets.take(piece);
-                }
-                if let Some(session) = session {
-                    session.carried(piece.len());
-                }
-            });
-        let Link { mut conn, mut ended, sender } = link;
+        let answering = Answering { head, first, body, chunked: length.is_none() };
+        let sent = send(&shell, client, answering, |piece| {
+            if !coded {
+                packets.take(piece);
+            }
+            if let Some(session) = session {
+                session.carried(piece.len());
+            }
+        });
         let sent = tokio::select! { biased;
-            sent = Link::beside(&mut conn, &mut ended, sent) => sent,
+            sent = link.beside(sent) => sent,
             () = client_gone(&shell, client, &mut self.behind) => Err("client_gone"),
         };
-        drop(sender);
-        match (sent, session) {
-            (Err(why), _) => Forwarded::Broken(why),
-            (Ok(()), Some(session)) if packets.closed() => {
-                self.shell.end_session(session);
-                Forwarded::Done { after, behind: std::mem::take(&mut self.behind) }
-            }
-            (Ok(()), _) => Forwarded::Done { after, behind: std::mem::take(&mut self.behind) },
+        if let (Some(session), true) = (session, packets.closed()) {
+            self.shell.end_session(session);
+        }
+        match sent {
+            Err(why) => Forwarded::Broken(why),
+            Ok(()) => Forwarded::Done { after, behind: std::mem::take(&mut self.behind) },
         }
     }
 
@@ -608,12 +633,6 @@ enum Unplaced {
     ClientGone,
 }
 
-/// What ends a session whose server empties: the client connects anew.
-fn left() -> Answer {
-    let fields = "Content-Type: text/plain; charset=UTF-8\r\nCache-Control: no-store\r\n";
-    Answer { status: 200, reason: "left", bytes: answer_with(200, fields, CLOSE_PACKET, After::Closes) }
-}
-
 /// Returns when the client is gone; what it sends meanwhile is kept for its next request.
 ///
 /// # Cancel safety
@@ -628,97 +647,4 @@ async fn client_gone(shell: &Shell, client: &TcpStream, behind: &mut Vec<u8>) {
         }
     }
     std::future::pending().await
-}
-
-/// The head of a server's answer, written anew.
-fn head_of(parts: &Parts, length: Option<u64>, (after, idle): (After, u64)) -> Vec<u8> {
-    let phrase = parts.status.canonical_reason().unwrap_or("Answered");
-    let mut head = format!("HTTP/1.1 {} {phrase}\r\n", parts.status.as_u16()).into_bytes();
-    let nominated: Vec<String> = (parts.headers.get_all(CONNECTION).iter())
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(',').map(|name| name.trim().to_ascii_lowercase()))
-        .collect();
-    for (name, value) in &parts.headers {
-        let name = name.as_str();
-        if !is_hop_by_hop(name) && !nominated.iter().any(|nominated| nominated == name) {
-            head.extend_from_slice(name.as_bytes());
-            head.extend_from_slice(b": ");
-            head.extend_from_slice(value.as_bytes());
-            head.extend_from_slice(b"\r\n");
-        }
-    }
-    match length {
-        _ if matches!(parts.status.as_u16(), 204 | 304) => {}
-        Some(length) => head.extend_from_slice(format!("{CONTENT_LENGTH}: {length}\r\n").as_bytes()),
-        None => head.extend_from_slice(b"transfer-encoding: chunked\r\n"),
-    }
-    // Clients that read it do not use the connection in its last second.
-    let last = match after {
-        After::Closes => "connection: close\r\n\r\n".to_owned(),
-        After::Stays => format!("keep-alive: timeout={}\r\n\r\n", idle - 1),
-    };
-    head.extend_from_slice(last.as_bytes());
-    head
-}
-
-/// Fields between a server and us (RFC 9110 §7.6.1), its body's length, which we say ourselves, and ours.
-fn is_hop_by_hop(name: &str) -> bool {
-    matches!(
-        name,
-        "connection"
-            | "keep-alive"
-            | "te"
-            | "trailer"
-            | "transfer-encoding"
-            | "upgrade"
-            | "proxy-connection"
-            | "proxy-authenticate"
-            | "content-length"
-    ) || name.starts_with("evenkeel-")
-}
-
-/// An answer on its way.
-struct Answering {
-    head: Vec<u8>,
-    first: Vec<u8>,
-    body: Incoming,
-    chunked: bool,
-}
-
-/// Writes an answer piece by piece: the next one is read when the client has taken the one before.
-async fn send(
-    shell: &Shell,
-    client: &TcpStream,
-    it: Answering,
-    mut seen: impl FnMut(&[u8]),
-) -> Result<(), &'static str> {
-    let Answering { mut head, first, mut body, chunked } = it;
-    seen(&first);
-    head.extend_from_slice(&first);
-    write(shell, client, &head).await?;
-    loop {
-        let frame = tokio::select! { biased;
-            frame = body.frame() => frame,
-            () = shell.clock.sleep(shell.config.limits.long_poll) => return Err("server_late"),
-        };
-        let Some(frame) = frame else { break };
-        let Ok(frame) = frame else { return Err("server_closed") };
-        let Some(data) = frame.data_ref().filter(|data| !data.is_empty()) else { continue };
-        seen(data);
-        if chunked {
-            write(shell, client, format!("{:x}\r\n", data.len()).as_bytes()).await?;
-            write(shell, client, data).await?;
-            write(shell, client, b"\r\n").await?;
-        } else {
-            write(shell, client, data).await?;
-        }
-    }
-    if chunked { write(shell, client, b"0\r\n\r\n").await } else { Ok(()) }
-}
-
-async fn write(shell: &Shell, client: &TcpStream, bytes: &[u8]) -> Result<(), &'static str> {
-    tokio::select! { biased;
-        written = write_all(client, bytes) => written.map_err(|_| "client_gone"),
-        () = shell.clock.sleep(shell.config.limits.tunnel.write_deadline) => Err("write_deadline"),
-    }
 }

@@ -10,6 +10,8 @@
 //! | one client's handshake, with retries | `connection`, `connect` |
 //! | which server (waiting for credit), how it went | `fleet` |
 //! | assignments and tickets: signed, checked | `credentials` |
+//! | where to connect: by HTTP, by 307; who may ask | `plain`, `redirect`, `auth`, `fleet::offer`, `backlog` |
+//! | plain requests of socket.io's long polling, each to the server of its session | `http_route`, `sessions` |
 //! | carry the bytes | `engine` (interface), `uring`, `portable` (with `seats`, `socket`) |
 //! | what passes, close between two messages | `tunnel` |
 //! | close for servers without agent | `execute` |
@@ -21,6 +23,8 @@
 //! handshake waits for one for as long as it may wait for credit, then gets 503.
 
 mod accept;
+mod auth;
+mod backlog;
 mod check;
 pub mod config;
 mod connect;
@@ -29,12 +33,16 @@ mod credentials;
 mod engine;
 mod execute;
 mod fleet;
+mod http_route;
 mod memory;
 mod metrics;
+mod plain;
 mod portable;
 mod pulse;
 mod reading;
+mod redirect;
 mod seats;
+mod sessions;
 mod shell;
 mod socket;
 mod tunnel;
@@ -53,7 +61,8 @@ use tokio::sync::{Notify, watch};
 use tracing::{error, info};
 
 pub use config::{
-    CheckConfig, CheckKind, EngineKind, FleetSettings, GatewayConfig, Limits, Links, Route, TunnelLimits,
+    AuthConfig, CheckConfig, CheckKind, EngineKind, FleetSettings, GatewayConfig, Limits, Links, Route,
+    RouteKind, Scheme, TunnelLimits,
 };
 
 pub use memory::{RecallError, recall};

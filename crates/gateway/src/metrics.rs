@@ -12,10 +12,14 @@ type Label = [(&'static str, &'static str); 1];
 #[derive(Debug, Clone)]
 pub(crate) struct Metrics {
     connections: Gauge,
+    polling: Gauge,
     waiting: Gauge,
     handshakes: Family<Label, Counter>,
+    requests: Family<Label, Counter>,
     placements: Family<Label, Counter>,
     credentials: Family<Label, Counter>,
+    negotiates: Family<Label, Counter>,
+    auth: Family<Label, Counter>,
     closes: Family<Label, Counter>,
     codes: Family<Label, Counter>,
     bytes: Family<Label, Counter>,
@@ -31,10 +35,14 @@ impl Metrics {
     pub(crate) fn register(registry: &mut Registry) -> Self {
         let metrics = Self {
             connections: Gauge::default(),
+            polling: Gauge::default(),
             waiting: Gauge::default(),
             handshakes: Family::default(),
+            requests: Family::default(),
             placements: Family::default(),
             credentials: Family::default(),
+            negotiates: Family::default(),
+            auth: Family::default(),
             closes: Family::default(),
             codes: Family::default(),
             bytes: Family::default(),
@@ -44,9 +52,17 @@ impl Metrics {
         };
         let it = metrics.clone();
         registry.register(names::GATEWAY_CONNECTIONS, "Tunnels open now", it.connections);
+        registry.register(names::GATEWAY_SESSIONS, "Polling sessions now", it.polling);
+        registry.register(names::GATEWAY_REQUESTS, "Plain requests of http routes by outcome", it.requests);
         registry.register(names::GATEWAY_WAITING, "Handshakes waiting for credit", it.waiting);
         registry.register(names::GATEWAY_HANDSHAKES, "Handshakes by outcome", it.handshakes);
         registry.register(names::GATEWAY_PLACEMENTS, "Placements by how they went", it.placements);
+        registry.register(names::GATEWAY_NEGOTIATES, "Questions where to connect, by outcome", it.negotiates);
+        registry.register(
+            names::GATEWAY_AUTH,
+            "Requests that routes.auth was asked about, by outcome",
+            it.auth,
+        );
         registry.register(
             names::GATEWAY_CREDENTIALS_REFUSED,
             "Assignments and tickets of clients that were not good",
@@ -74,6 +90,14 @@ impl Metrics {
         self.handshakes.get_or_create(&[("outcome", outcome)]).inc();
     }
 
+    pub(crate) fn request(&self, outcome: &'static str) {
+        self.requests.get_or_create(&[("outcome", outcome)]).inc();
+    }
+
+    pub(crate) fn polling(&self, sessions: usize) {
+        self.polling.set(i64::try_from(sessions).unwrap_or(i64::MAX));
+    }
+
     pub(crate) fn opened_after(&self, seconds: f64) {
         self.handshake("opened");
         self.handshake_seconds.observe(seconds);
@@ -81,6 +105,14 @@ impl Metrics {
 
     pub(crate) fn placement(&self, reason: &'static str) {
         self.placements.get_or_create(&[("reason", reason)]).inc();
+    }
+
+    pub(crate) fn negotiate(&self, outcome: &'static str) {
+        self.negotiates.get_or_create(&[("outcome", outcome)]).inc();
+    }
+
+    pub(crate) fn authenticated(&self, outcome: &'static str) {
+        self.auth.get_or_create(&[("outcome", outcome)]).inc();
     }
 
     pub(crate) fn credential_refused(&self, reason: &'static str) {

@@ -90,13 +90,14 @@ impl Pulse {
     fn turn(&mut self, now: Instant) {
         let shell = Rc::clone(&self.shell);
         for fleet in &shell.fleets {
-            fleet.turn(&shell.engine, now);
+            fleet.turn(&shell.engine, &shell.sessions, now);
         }
         let regular = now >= self.next_view;
         if regular {
             self.next_view = now + VIEW_EACH;
             let (to_client, to_server) = shell.engine.take_bytes();
             shell.metrics.carried(to_client, to_server);
+            shell.sweep_sessions(now);
             shell.metrics.set(shell.engine.len(), shell.fleets.iter().map(|fleet| fleet.waiting()).sum());
         }
         let hurried = now >= self.last_view + VIEW_GAP;
@@ -113,14 +114,17 @@ impl Pulse {
 /// Tells every client, spread over the time there is, then ends what did not end by itself.
 async fn leave(shell: &Shell) {
     let limits = shell.config.limits;
-    let open = shell.engine.open();
+    let mut open = shell.engine.open();
+    open.extend(shell.sessions.open());
     info!(connections = open.len(), "gateway leaving");
     let steps = (limits.stop_within.as_millis() / STOP_STEP.as_millis()).max(1);
     let bundle = open.len().div_ceil(usize::try_from(steps).unwrap_or(usize::MAX)).max(1);
     for some in open.chunks(bundle) {
         for (owner, id) in some {
             let code = shell.fleets.get(owner.fleet as usize).map_or(1012, |fleet| fleet.settings.close_code);
-            shell.engine.close(*id, CloseCode(code), CloseReason::Stopped);
+            if !shell.sessions.leave(*owner, *id) {
+                shell.engine.close(*id, CloseCode(code), CloseReason::Stopped);
+            }
         }
         shell.clock.sleep(STOP_STEP).await;
     }

@@ -33,7 +33,10 @@ pub(crate) struct Session {
     counted: Cell<Counted>,
     /// It was told to leave; a second order changes nothing.
     leaving: Cell<bool>,
+    /// Its server was told that it is over; its client hears so by its next poll.
+    over: Cell<bool>,
     leave: Notify,
+    rested: Notify,
 }
 
 /// What stands for the session among the connections of its server.
@@ -59,7 +62,9 @@ impl Session {
             under_way: Cell::new(0),
             counted: Cell::new(Counted::Session),
             leaving: Cell::new(false),
+            over: Cell::new(false),
             leave: Notify::new(),
+            rested: Notify::new(),
         })
     }
 
@@ -80,10 +85,25 @@ impl Session {
     pub(crate) fn rests(&self, now: Instant) {
         self.under_way.set(self.under_way.get().saturating_sub(1));
         self.active.set(now);
+        self.rested.notify_one();
+    }
+
+    /// Returns when no more than one request is under way.
+    ///
+    /// # Cancel safety
+    /// Yes.
+    pub(crate) async fn is_quiet(&self) {
+        while self.under_way.get() > 1 {
+            self.rested.notified().await;
+        }
     }
 
     pub(crate) fn carried(&self, bytes: usize) {
         self.bytes.set(self.bytes.get().saturating_add(bytes as u64));
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.over.get()
     }
 
     fn is_held(&self) -> bool {
@@ -135,7 +155,7 @@ impl Sessions {
 
     /// Whether the session, which polls, has to be counted anew: its tunnel ended and it goes on.
     pub(crate) fn counts_again(&self, session: &Session) -> bool {
-        session.counted.get() == Counted::Nothing && {
+        !session.is_over() && session.counted.get() == Counted::Nothing && {
             session.counted.set(Counted::Session);
             true
         }
@@ -166,6 +186,12 @@ impl Sessions {
             session.counted.set(Counted::Nothing);
             session.active.set(now);
         }
+    }
+
+    /// A session is over at its server; its client still has to hear of it. What ended, as with [`Sessions::end`].
+    pub(crate) fn over(&self, session: &Session, now: Instant) -> Option<Ended> {
+        session.over.set(true);
+        Self::ended(session, now)
     }
 
     /// A session is over. What ended with it: nothing where a tunnel goes on, or if it was over before.
@@ -324,6 +350,18 @@ mod tests {
         assert!(!sessions.leave(OWNER, ConnId(2)));
         assert!(sessions.held(OWNER).is_empty() && sessions.open().is_empty());
         assert_eq!(sessions.polling(), 1, "it counts until it has left");
+    }
+
+    #[test]
+    fn a_session_that_is_over_counts_no_more_while_its_client_is_awaited() {
+        let sessions = Sessions::default();
+        let session = entered(&sessions, 1, "s");
+        assert_eq!(sessions.over(&session, at(12)), ended(2));
+        assert!(sessions.find(0, "s").is_some_and(|session| session.is_over()));
+        assert!(!sessions.counts_again(&session));
+        assert_eq!((sessions.len(), sessions.polling()), (1, 0));
+        assert!(sessions.sweep(at(56)).is_empty(), "its end was counted");
+        assert_eq!(sessions.len(), 0);
     }
 
     #[test]

@@ -5,17 +5,19 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::rc::Rc;
 
-use evenkeel_model::Rng;
+use evenkeel_model::{FleetId, Instant, Rng};
 use evenkeel_protocol::origin::Origins;
 use evenkeel_runtime::{Clock, Shutdown, Tasks};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
-use crate::config::GatewayConfig;
+use crate::auth::{Auth, AuthError, Subject};
+use crate::config::{AuthConfig, GatewayConfig};
 use crate::engine::{Closed, ConnId, Engine};
 use crate::fleet::Fleet;
 use crate::metrics::Metrics;
 use crate::reading::Reading;
+use crate::sessions::{Ended, Session, Sessions};
 
 /// Seconds after which a refused client is asked to come back: a random one of these, so that those refused
 /// together do not come back together.
@@ -38,6 +40,11 @@ pub(crate) struct Shell {
     pub(crate) engine: Engine,
     /// Handshakes whose head is not whole yet.
     pub(crate) reading: Rc<Reading>,
+    /// Polling sessions on routes of kind `http`.
+    pub(crate) sessions: Sessions,
+    /// Bytes of requests' bodies that are held.
+    pub(crate) bodies: Cell<usize>,
+    auth: Auth,
     next_id: Cell<u64>,
     connections: Cell<usize>,
     handshakes: RefCell<BTreeMap<u64, u32>>,
@@ -68,6 +75,9 @@ impl Shell {
             freed: Notify::new(),
             engine,
             reading: Rc::default(),
+            sessions: Sessions::default(),
+            bodies: Cell::new(0),
+            auth: Auth::default(),
             next_id: Cell::new(1),
             connections: Cell::new(0),
             handshakes: RefCell::default(),
@@ -84,6 +94,7 @@ impl Shell {
                 if let Some(fleet) = self.fleets.get(owner.fleet as usize) {
                     fleet.closed(owner.server, lasted);
                 }
+                self.sessions.tunnel_closed(id, self.clock.now());
                 self.metrics.closed(why.reason(), code);
                 tracing::debug!(conn = %self.conn_text(id), reason = why.reason(), code, "tunnel closed");
                 self.ended();
@@ -108,6 +119,54 @@ impl Shell {
         let routed = self.config.route(host, path)?;
         let fleet = self.fleets.iter().find(|fleet| fleet.id == *routed.fleet)?;
         Some((Rc::clone(fleet), routed.origins))
+    }
+
+    /// Knows a polling session from here on.
+    pub(crate) fn enter_session(&self, session: &Rc<Session>) {
+        let replaced = self.sessions.enter(session);
+        self.session_ended(replaced);
+    }
+
+    /// A polling session is over; if it was so before, nothing happens.
+    pub(crate) fn end_session(&self, session: &Session) {
+        let ended = self.sessions.end(session, self.clock.now());
+        self.session_ended(ended);
+    }
+
+    /// A polling session is over at its server, and its client has to hear of it.
+    pub(crate) fn session_over(&self, session: &Session) {
+        let ended = self.sessions.over(session, self.clock.now());
+        self.session_ended(ended);
+    }
+
+    /// Forgets the sessions that their servers have given up.
+    pub(crate) fn sweep_sessions(&self, now: Instant) {
+        for ended in self.sessions.sweep(now) {
+            self.session_ended(Some(ended));
+        }
+        self.metrics.polling(self.sessions.polling());
+    }
+
+    fn session_ended(&self, ended: Option<Ended>) {
+        if let Some(Ended { owner, lasted }) = ended
+            && let Some(fleet) = self.fleets.get(owner.fleet as usize)
+        {
+            fleet.closed(owner.server, lasted);
+        }
+    }
+
+    pub(crate) fn fleet(&self, id: &FleetId) -> Option<Rc<Fleet>> {
+        self.fleets.iter().find(|fleet| fleet.id == *id).map(Rc::clone)
+    }
+
+    /// Asks the operator's service about a request.
+    ///
+    /// # Errors
+    /// [`AuthError`]; the request goes no further.
+    pub(crate) async fn ask_auth(&self, config: &AuthConfig, subject: &Subject<'_>) -> Result<(), AuthError> {
+        let asked = self.auth.ask(config, subject, self.clock).await;
+        self.metrics.authenticated(asked.map_or_else(AuthError::reason, |()| "auth_passed"));
+        asked
     }
 
     pub(crate) fn next_id(&self) -> ConnId {
@@ -146,7 +205,18 @@ impl Shell {
         }
         handshakes.insert(prefix, under_way + 1);
         self.connections.set(self.connections.get() + 1);
-        Ok(Admitted { shell: Rc::clone(self), prefix })
+        Ok(Admitted { shell: Rc::clone(self), prefix, shakes_hands: Cell::new(true) })
+    }
+
+    /// One handshake of this client prefix less is under way.
+    fn shaken(&self, prefix: u64) {
+        let mut handshakes = self.handshakes.borrow_mut();
+        if let Some(under_way) = handshakes.get_mut(&prefix) {
+            *under_way -= 1;
+            if *under_way == 0 {
+                handshakes.remove(&prefix);
+            }
+        }
     }
 
     /// A handshake became a tunnel: the tunnel holds its place from here on.
@@ -180,18 +250,22 @@ impl Over {
 pub(crate) struct Admitted {
     shell: Rc<Shell>,
     pub(crate) prefix: u64,
+    /// Whether it counts as a handshake under way.
+    shakes_hands: Cell<bool>,
+}
+
+impl Admitted {
+    /// It carries plain requests from here on: a long poll is no handshake.
+    pub(crate) fn carries(&self) {
+        if self.shakes_hands.replace(false) {
+            self.shell.shaken(self.prefix);
+        }
+    }
 }
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        let mut handshakes = self.shell.handshakes.borrow_mut();
-        if let Some(under_way) = handshakes.get_mut(&self.prefix) {
-            *under_way -= 1;
-            if *under_way == 0 {
-                handshakes.remove(&self.prefix);
-            }
-        }
-        drop(handshakes);
+        self.carries();
         self.shell.ended();
     }
 }

@@ -1,8 +1,8 @@
 //! The handshake of one proxied connection: a machine without sockets and clock.
 //!
 //! In: the client's bytes, the server that was picked, the server's bytes, and `now`. Out: a [`Step`] each time.
-//! It ends in an [`Outcome`]: an answer for the client, or a tunnel. (A redirect will be a third one: decided at
-//! [`Step::Pick`], before a server is asked.) Invariants: no byte goes to a server before the whole request was
+//! It ends in an [`Outcome`]: an answer for the client, or a tunnel. What the shell answers itself it takes out,
+//! [`Handshake::take_request`] or [`Handshake::take_plain`]: the connection may go on then. Invariants: no byte goes to a server before the whole request was
 //! checked; client bytes behind the head are held, at most [`EARLY_MAX`], and go to the server only after its
 //! 101; the request can be asked of another server until a 101 or a refusal came.
 //! Elsewhere: picking and retrying ([`Step::Pick`], [`Step::Elsewhere`]) is the shell's, with `fleet`.
@@ -135,6 +135,22 @@ impl Handshake {
         }
     }
 
+    /// The plain request, from [`Step::Plain`] until it is taken.
+    #[must_use]
+    pub fn plain(&self) -> Option<&Plain> {
+        match &self.state {
+            State::Plain(plain) => Some(plain),
+            _ => None,
+        }
+    }
+
+    /// Asks servers for another target than the client did: the same session by the name that its server gave it.
+    pub fn retarget(&mut self, target: String) {
+        if let State::Picking(request) = &mut self.state {
+            request.retarget(target);
+        }
+    }
+
     /// Takes bytes of the client.
     pub fn client_bytes(&mut self, bytes: &[u8]) -> Step {
         match &mut self.state {
@@ -178,6 +194,18 @@ impl Handshake {
                 self.due = None;
                 Some((*plain, core::mem::take(&mut self.early)))
             }
+            other => {
+                self.state = other;
+                None
+            }
+        }
+    }
+
+    /// The request that waits for a server, and the bytes that came behind its head, to be answered in another way. The
+    /// handshake is over then.
+    pub fn take_request(&mut self) -> Option<(Request, Vec<u8>)> {
+        match core::mem::replace(&mut self.state, State::Ended) {
+            State::Picking(request) => Some((*request, core::mem::take(&mut self.early))),
             other => {
                 self.state = other;
                 None
@@ -391,6 +419,7 @@ const fn phrase(status: u16) -> &'static str {
         404 => "Not Found",
         405 => "Method Not Allowed",
         408 => "Request Timeout",
+        411 => "Length Required",
         413 => "Content Too Large",
         414 => "URI Too Long",
         426 => "Upgrade Required",
@@ -439,6 +468,17 @@ mod tests {
             Step::End(Outcome::Answer(answer)) => answer,
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn a_request_can_be_taken_with_what_came_behind_it_until_a_server_is_asked() {
+        let mut handshake = fresh();
+        let two = format!("{REQUEST}GET /n HTTP/1.1\r\n");
+        assert!(matches!(handshake.client_bytes(two.as_bytes()), Step::Pick));
+        let (request, behind) = handshake.take_request().unwrap();
+        assert_eq!((request.path(), &behind[..]), ("/chat", &b"GET /n HTTP/1.1\r\n"[..]));
+        assert!(handshake.request().is_none() && handshake.take_request().is_none());
+        assert!(asked().take_request().is_none());
     }
 
     #[test]

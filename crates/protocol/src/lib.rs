@@ -6,7 +6,7 @@
 //! - [`executor`]: how many connections of a server to close now, paced, for its agent or its gateways.
 //! - [`agent`]: the machine behind every agent: hello, reports, orders, lease.
 //! - [`request`], [`response`]: a WebSocket handshake's heads, read strictly and written new.
-//! - [`origin`]: which web pages may connect.
+//! - [`origin`]: which web pages may connect; [`cors`]: what their browsers are told.
 //! - [`handshake`]: the machine of one proxied handshake.
 //! - [`engine_io`]: sessions of socket.io's long polling, and names that say where they live.
 //! - [`negotiate`]: what a client asks before it connects, and what it is told.
@@ -23,6 +23,7 @@ extern crate alloc;
 pub mod agent;
 pub mod backoff;
 pub mod close;
+pub mod cors;
 pub mod engine_io;
 pub mod executor;
 pub mod frame;

@@ -52,6 +52,9 @@ pub enum RequestError {
     /// A field that a handshake cannot have, or has twice.
     #[error("the handshake must not carry this: {0}")]
     Field(&'static str),
+    /// A body without `Content-Length`.
+    #[error("a body needs a Content-Length here")]
+    LengthRequired,
     /// More bytes before the 101 than are held.
     #[error("too many bytes were sent before the handshake was answered")]
     Early,
@@ -71,6 +74,7 @@ impl RequestError {
             Self::Method => 405,
             Self::NoUpgrade | Self::WebSocketVersion => 426,
             Self::Late => 408,
+            Self::LengthRequired => 411,
             _ => 400,
         }
     }
@@ -91,6 +95,7 @@ impl RequestError {
             Self::Key => "key",
             Self::WebSocketVersion => "websocket_version",
             Self::Field(_) => "field",
+            Self::LengthRequired => "length_required",
             Self::Early => "early_bytes",
             Self::Late => "head_timeout",
         }
@@ -174,6 +179,17 @@ pub enum Scheme {
     Wss,
 }
 
+impl Scheme {
+    /// The word in a URL.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ws => "ws",
+            Self::Wss => "wss",
+        }
+    }
+}
+
 impl Request {
     /// Reads one whole head of a handshake, from the request line to the empty line.
     ///
@@ -189,6 +205,10 @@ impl Request {
     #[must_use]
     pub fn target(&self) -> &str {
         &self.target
+    }
+
+    pub(crate) fn retarget(&mut self, target: String) {
+        self.target = target;
     }
 
     /// The path without the query.
@@ -207,6 +227,12 @@ impl Request {
     #[must_use]
     pub fn origin(&self) -> Option<&str> {
         self.origin.as_deref()
+    }
+
+    /// End-to-end fields, written out, each with its CR LF; without Host and those of the handshake.
+    #[must_use]
+    pub fn fields(&self) -> &[u8] {
+        &self.fields
     }
 
     /// The client's `Sec-WebSocket-Key`.
@@ -441,6 +467,8 @@ struct Fields<'a> {
     extensions: String,
     content_length: Option<&'a str>,
     accepts_json: bool,
+    /// Whether a body comes in another coding than as it is.
+    coded: bool,
     /// First field that no handshake has.
     refused: Option<&'static str>,
     end_to_end: Vec<(&'a str, &'a [u8])>,
@@ -453,6 +481,12 @@ impl<'a> Fields<'a> {
         if lower == "content-length" {
             self.refused.get_or_insert("Content-Length");
             return once(&mut self.content_length, value, RequestError::Field("Content-Length"));
+        }
+        if lower == "transfer-encoding" {
+            // Named with the length that a plain request needs instead.
+            self.coded = true;
+            self.refused.get_or_insert("Transfer-Encoding");
+            return Ok(());
         }
         if let Some(what) = refused(lower) {
             return Err(RequestError::Field(what));
@@ -539,6 +573,9 @@ impl<'a> Fields<'a> {
     }
 
     fn plain(self, method: Method, target: &str, host: &str) -> Result<Parsed, RequestError> {
+        if self.coded {
+            return Err(RequestError::LengthRequired);
+        }
         let content_length = match self.content_length {
             None => 0,
             // Digits alone: a sign or a list is read in two ways.
@@ -595,7 +632,6 @@ impl<'a> Fields<'a> {
 /// Fields that no WebSocket handshake has: a body, another protocol, a second round trip.
 fn refused(name: &str) -> Option<&'static str> {
     Some(match name {
-        "transfer-encoding" => "Transfer-Encoding",
         "expect" => "Expect",
         "http2-settings" => "HTTP2-Settings",
         "trailer" => "Trailer",

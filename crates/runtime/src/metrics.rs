@@ -39,8 +39,16 @@ pub mod names {
     pub const GATEWAY_HANDSHAKES: &str = "gateway_handshakes";
     /// Counter by reason: placements, `connected` or how they failed.
     pub const GATEWAY_PLACEMENTS: &str = "gateway_placements";
+    /// Counter by outcome: questions where to connect.
+    pub const GATEWAY_NEGOTIATES: &str = "gateway_negotiates";
+    /// Counter by outcome: requests that `routes.auth` was asked about.
+    pub const GATEWAY_AUTH: &str = "gateway_auth";
     /// Counter by reason: assignments and tickets of clients that were not good.
     pub const GATEWAY_CREDENTIALS_REFUSED: &str = "gateway_credentials_refused";
+    /// Gauge: polling sessions now.
+    pub const GATEWAY_SESSIONS: &str = "gateway_sessions";
+    /// Counter by outcome: plain requests of routes of kind `http`.
+    pub const GATEWAY_REQUESTS: &str = "gateway_requests";
     /// Gauge: handshakes waiting for credit.
     pub const GATEWAY_WAITING: &str = "gateway_waiting";
     /// Counter by close reason: tunnels ended.

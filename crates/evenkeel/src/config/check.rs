@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use evenkeel_controller::registration::{check_public_url, check_server_url};
 use evenkeel_fleet::config::{PickRule, ScaleConfig};
-use evenkeel_gateway::config::{CheckConfig, CheckKind, EngineKind};
+use evenkeel_gateway::config::{AuthConfig, CheckConfig, CheckKind, EngineKind, RouteKind, Scheme};
 use evenkeel_model::{Connections, FleetId, GatewayId, ServerId};
+use evenkeel_protocol::negotiate::LocationForm;
 use evenkeel_protocol::origin::{Origin, Origins};
 use evenkeel_runtime::log::{self, Format};
 use toml::Value;
@@ -19,10 +20,10 @@ use toml::Value;
 use super::law::law;
 use super::problem::{At, Problems, Reader};
 use super::raw::{
-    Named, RawAdmin, RawCheck, RawFile, RawFleet, RawGateway, RawLog, RawProvider, RawRoute, RawServer,
-    RawStore,
+    Named, RawAdmin, RawAuth, RawCheck, RawFile, RawFleet, RawGateway, RawLog, RawProvider, RawRoute,
+    RawServer, RawStore,
 };
-use super::settings::{Admin, Fleet, Gateway, Log, Process, Route, Scheme, Server, Settings, Store};
+use super::settings::{Admin, Fleet, Gateway, Log, Process, Route, Server, Settings, Store};
 use super::unit::show_duration;
 
 pub(super) const DAY: Duration = Duration::from_secs(86_400);
@@ -44,6 +45,15 @@ pub(super) const CHECKS: [(&str, CheckKind); 3] =
 /// Engines by name.
 pub(super) const ENGINES: [(&str, EngineKind); 3] =
     [("auto", EngineKind::Auto), ("portable", EngineKind::Portable), ("io_uring", EngineKind::IoUring)];
+/// Schemes by name.
+pub(super) const SCHEMES: [(&str, Scheme); 3] =
+    [("auto", Scheme::Auto), ("proxy", Scheme::Proxy), ("redirect", Scheme::Redirect)];
+/// Kinds of route by name.
+pub(super) const KINDS: [(&str, RouteKind); 3] =
+    [("websocket", RouteKind::WebSocket), ("http", RouteKind::Http), ("signalr", RouteKind::SignalR)];
+/// Forms of a `Location` by name.
+pub(super) const LOCATIONS: [(&str, LocationForm); 3] =
+    [("ws", LocationForm::Ws), ("http", LocationForm::Http), ("relative", LocationForm::Relative)];
 /// Log formats by name.
 pub(super) const FORMATS: [(&str, Format); 2] = [("text", Format::Text), ("json", Format::Json)];
 
@@ -112,6 +122,9 @@ fn gateway(raw: &RawGateway, into: &mut Gateway, problems: &mut Problems) {
         }
         into.listen = listen;
     }
+    let public = |text: &str| check_public_url(text).is_ok().then(|| text.to_owned());
+    into.public_url =
+        r.text("public_url", raw.public_url.as_ref(), public, PUBLIC_URL_ALLOWED, "wss://ws.example.com");
     engine(&mut r, raw, into);
     limits(&mut r, raw, into);
     for (key, value) in [
@@ -150,6 +163,7 @@ fn limits(r: &mut Reader<'_>, raw: &RawGateway, into: &mut Gateway) {
         ("close_timeout", &raw.close_timeout, &mut it.tunnel.close_wait, "5s"),
         ("write_timeout", &raw.write_timeout, &mut it.tunnel.write_deadline, "10s"),
         ("half_open_timeout", &raw.half_open_timeout, &mut it.tunnel.half_open, "30s"),
+        ("long_poll_timeout", &raw.long_poll_timeout, &mut it.long_poll, "60s"),
         ("stop_within", &raw.stop_within, &mut it.stop_within, "2s"),
     ] {
         r.duration(key, raw.as_ref(), into, MILLI..=HOUR, example);
@@ -264,12 +278,7 @@ fn fleet(id: FleetId, raw: &RawFleet, at: &At<'_>, base: &Path, problems: &mut P
         scaled.scale = Some(ScaleConfig::default());
         fleet.law = scaled.at_speed(speed);
     }
-    if raw.scheme.as_ref().and_then(Value::as_str) == Some("redirect") {
-        r.not_yet("scheme", raw.scheme.as_ref(), "use \"auto\" or \"proxy\"");
-    } else {
-        let schemes = [("auto", Scheme::Auto), ("proxy", Scheme::Proxy)];
-        r.word("scheme", raw.scheme.as_ref(), &mut fleet.scheme, &schemes);
-    }
+    r.word("scheme", raw.scheme.as_ref(), &mut fleet.scheme, &SCHEMES);
     r.word("pick", raw.pick.as_ref(), &mut fleet.law.place.pick, &PICKS);
     if let Some(path) = path(&mut r, "key_file", raw.key_file.as_ref(), base, "chat.key") {
         fleet.key_file = path;
@@ -311,8 +320,8 @@ fn server(raw: &RawServer, at: At<'static>, problems: &mut Problems) -> Option<S
         r.text("url", raw.url.as_ref(), url, URL_ALLOWED, "ws://127.0.0.1:9001")
     };
     let public = |text: &str| check_public_url(text).is_ok().then(|| text.to_owned());
-    let allowed = "ws:// or wss:// with a host that clients can connect to, without user, query and fragment";
-    let public_url = r.text("public_url", raw.public_url.as_ref(), public, allowed, "wss://a.ws.example.com");
+    let example = "wss://a.ws.example.com";
+    let public_url = r.text("public_url", raw.public_url.as_ref(), public, PUBLIC_URL_ALLOWED, example);
     let mut capacity = 0;
     r.whole("capacity", raw.capacity.as_ref(), &mut capacity, 1..=100_000_000, 10_000);
     let word = |text: &str| (!text.is_empty() && text.len() <= 128).then(|| text.to_owned());
@@ -462,15 +471,16 @@ fn route(
     problems: &mut Problems,
 ) -> Option<Route> {
     let mut r = Reader { at, problems };
-    if let Some("http" | "signalr") = raw.kind.as_ref().and_then(Value::as_str) {
-        r.not_yet("kind", raw.kind.as_ref(), "use \"websocket\"");
-    } else {
-        r.word("kind", raw.kind.as_ref(), &mut (), &[("websocket", ())]);
-    }
+    let mut kind = RouteKind::default();
+    r.word("kind", raw.kind.as_ref(), &mut kind, &KINDS);
+    let mut scheme = Scheme::default();
+    r.word("scheme", raw.scheme.as_ref(), &mut scheme, &SCHEMES);
+    let scheme = raw.scheme.as_ref().map(|_| scheme);
+    let mut location = LocationForm::default();
+    r.word("location", raw.location.as_ref(), &mut location, &LOCATIONS);
     let origins = origins(&mut r, raw.origins.as_ref());
-    for (key, value) in [("location", &raw.location), ("auth", &raw.auth)] {
-        r.not_yet(key, value.as_ref(), "");
-    }
+    let auth =
+        raw.auth.as_ref().and_then(|raw| auth(raw, Reader { at: r.at.table("auth"), problems: r.problems }));
     let host = |text: &str| valid_host(text).then(|| text.to_ascii_lowercase());
     let host = r.text("host", raw.host.as_ref(), host, "a host name without port", "ws.example.com");
     let path = |text: &str| valid_path(text).then(|| text.to_owned());
@@ -481,7 +491,20 @@ fn route(
     let known = |text: &str| fleets.keys().find(|id| id.as_str() == text).cloned();
     let example = fleets.keys().next().map_or("chat", FleetId::as_str);
     let fleet = r.text("fleet", raw.fleet.as_ref(), known, &allowed, example)?;
-    Some(Route { host, path: path.unwrap_or_else(|| String::from("/")), fleet, origins })
+    let path = path.unwrap_or_else(|| String::from("/"));
+    Some(Route { host, path, fleet, origins, kind, scheme, location, auth })
+}
+
+fn auth(raw: &RawAuth, mut r: Reader<'_>) -> Option<AuthConfig> {
+    require(&mut r, "url", raw.url.as_ref(), AUTH_ALLOWED, AUTH_EXAMPLE);
+    let url = |text: &str| {
+        let as_server = text.strip_prefix("http://").map(|rest| format!("ws://{rest}"))?;
+        (check_server_url(&as_server).is_ok() && !text.contains(['?', '#'])).then(|| text.to_owned())
+    };
+    let url = r.text("url", raw.url.as_ref(), url, AUTH_ALLOWED, AUTH_EXAMPLE);
+    let mut timeout = AuthConfig::TIMEOUT;
+    r.duration("timeout", raw.timeout.as_ref(), &mut timeout, MILLI..=HOUR, "2s");
+    Some(AuthConfig { url: url?, timeout })
 }
 
 /// No two listeners on one address; port 0 takes a free one each time.
@@ -500,6 +523,10 @@ fn distinct_listeners(settings: &Settings, problems: &mut Problems) {
 }
 
 const ID_ALLOWED: &str = "1 to 128 characters of A-Z a-z 0-9 . _ -, the first a letter or digit";
+const AUTH_ALLOWED: &str = "http:// with a host and, where wanted, port and path; without query";
+const AUTH_EXAMPLE: &str = "http://127.0.0.1:4180/auth";
+const PUBLIC_URL_ALLOWED: &str =
+    "ws:// or wss:// with a host that clients can connect to, without user, query and fragment";
 const ADDR_ALLOWED: &str = "an IP address with port";
 const URL_ALLOWED: &str = "ws:// with a host and port";
 const ORIGINS_ALLOWED: &str = "origins as browsers send them, scheme://host[:port] in ASCII without path and without / at the end, or \"*\" for all";

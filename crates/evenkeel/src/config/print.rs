@@ -10,13 +10,13 @@ use evenkeel_gateway::config::CheckConfig;
 use evenkeel_protocol::origin::Origins;
 use toml::Value;
 
-use super::check::{CHECKS, ENGINES, FORMATS, PICKS};
+use super::check::{CHECKS, ENGINES, FORMATS, KINDS, LOCATIONS, PICKS, SCHEMES};
 use super::law::DEADLINES;
 use super::raw::{
-    Named, RawAdmin, RawBand, RawCapacity, RawCheck, RawFile, RawFleet, RawGateway, RawHealth, RawLog,
-    RawMove, RawPlace, RawProvider, RawRoute, RawScale, RawScore, RawServer, RawStore, RawTerm,
+    Named, RawAdmin, RawAuth, RawBand, RawCapacity, RawCheck, RawFile, RawFleet, RawGateway, RawHealth,
+    RawLog, RawMove, RawPlace, RawProvider, RawRoute, RawScale, RawScore, RawServer, RawStore, RawTerm,
 };
-use super::settings::{Fleet, Gateway, Process, Route, Scheme, Server, Settings};
+use super::settings::{Fleet, Gateway, Process, Route, Server, Settings};
 use super::unit::show_duration;
 
 /// The whole file.
@@ -49,6 +49,7 @@ fn gateway(it: &Gateway) -> RawGateway {
     RawGateway {
         id: text(&it.id),
         listen: texts(&it.listen),
+        public_url: it.public_url.as_ref().and_then(text),
         engine: word(it.engine, &ENGINES),
         threads: whole(1),
         connections_max: it.connections_max.and_then(whole),
@@ -60,6 +61,7 @@ fn gateway(it: &Gateway) -> RawGateway {
         close_timeout: time(limits.tunnel.close_wait),
         write_timeout: time(limits.tunnel.write_deadline),
         half_open_timeout: time(limits.tunnel.half_open),
+        long_poll_timeout: time(limits.long_poll),
         idle_timeout: limits.tunnel.idle.and_then(time),
         stop_within: time(limits.stop_within),
         ..RawGateway::default()
@@ -67,12 +69,8 @@ fn gateway(it: &Gateway) -> RawGateway {
 }
 
 fn fleet(it: &Fleet, base: &Path) -> RawFleet {
-    let scheme = match it.scheme {
-        Scheme::Auto => "auto",
-        Scheme::Proxy => "proxy",
-    };
     RawFleet {
-        scheme: text(scheme),
+        scheme: word(it.scheme, &SCHEMES),
         pick: word(it.law.place.pick, &PICKS),
         speed: number(it.speed),
         key_file: path(&it.key_file, base),
@@ -223,9 +221,11 @@ fn route(it: &Route) -> RawRoute {
         host: it.host.as_ref().and_then(text),
         path: text(&it.path),
         fleet: text(&it.fleet),
-        kind: text("websocket"),
+        kind: word(it.kind, &KINDS),
+        scheme: it.scheme.and_then(|scheme| word(scheme, &SCHEMES)),
         origins: it.origins.as_ref().and_then(origins),
-        ..RawRoute::default()
+        location: word(it.location, &LOCATIONS),
+        auth: it.auth.as_ref().map(|auth| RawAuth { url: text(&auth.url), timeout: time(auth.timeout) }),
     }
 }
 

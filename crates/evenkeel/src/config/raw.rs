@@ -54,6 +54,7 @@ raw!(
     RawGateway {
         id: Value,
         listen: Value,
+        public_url: Value,
         engine: Value,
         threads: Value,
         connections_max: Value,
@@ -64,6 +65,7 @@ raw!(
         close_timeout: Value,
         write_timeout: Value,
         half_open_timeout: Value,
+        long_poll_timeout: Value,
         idle_timeout: Value,
         stop_within: Value,
         handshakes_per_prefix_max: Value,
@@ -199,5 +201,18 @@ raw!(
 );
 raw!(
     /// One of `[[routes]]`.
-    RawRoute { host: Value, path: Value, fleet: Value, kind: Value, origins: Value, location: Value, auth: Value }
+    RawRoute {
+        host: Value,
+        path: Value,
+        fleet: Value,
+        kind: Value,
+        scheme: Value,
+        origins: Value,
+        location: Value,
+        auth: RawAuth,
+    }
+);
+raw!(
+    /// `auth` of one of `[[routes]]`.
+    RawAuth { url: Value, timeout: Value }
 );

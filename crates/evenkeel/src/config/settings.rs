@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use evenkeel_fleet::config::FleetConfig;
-use evenkeel_gateway::config::{CheckConfig, EngineKind, Limits};
+use evenkeel_gateway::config::{AuthConfig, CheckConfig, EngineKind, Limits, RouteKind, Scheme};
 use evenkeel_model::{Connections, FleetId, GatewayId, ServerId};
+use evenkeel_protocol::negotiate::LocationForm;
 use evenkeel_protocol::origin::Origins;
 use evenkeel_runtime::log::Format;
 
@@ -49,6 +50,8 @@ pub(crate) struct Gateway {
     pub(crate) id: GatewayId,
     /// Where it listens. Default 127.0.0.1:8080.
     pub(crate) listen: Vec<SocketAddr>,
+    /// How clients name it. Default: by the `Host` of their request.
+    pub(crate) public_url: Option<String>,
     /// What carries the bytes of tunnels. Default `auto`.
     pub(crate) engine: EngineKind,
     /// Most client connections at once, handshakes included. Default: what the open-file limit allows.
@@ -80,7 +83,7 @@ pub(crate) struct Fleet {
     pub(crate) law: FleetConfig,
     /// Divides every default time of the control law; times written in the file count as written. Default 1.
     pub(crate) speed: f64,
-    /// How clients reach servers.
+    /// How clients reach servers. Default: whoever asks is redirected, the rest proxied.
     pub(crate) scheme: Scheme,
     /// The master key of assignments and moves. Default `NAME.key` beside the file, generated.
     pub(crate) key_file: PathBuf,
@@ -94,16 +97,6 @@ pub(crate) struct Fleet {
     pub(crate) report_interval: Duration,
     /// What starts and stops servers; `None`: static.
     pub(crate) provider: Option<Process>,
-}
-
-/// How clients reach servers.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) enum Scheme {
-    /// Redirect whoever asks, proxy the rest. Proxies everything until redirect exists.
-    #[default]
-    Auto,
-    /// Proxy everything.
-    Proxy,
 }
 
 /// One configured server.
@@ -149,6 +142,14 @@ pub(crate) struct Route {
     pub(crate) fleet: FleetId,
     /// Which web pages may connect; `None`: those of the fleet.
     pub(crate) origins: Option<Origins>,
+    /// What is spoken there. Default `websocket`.
+    pub(crate) kind: RouteKind,
+    /// How clients reach servers; `None`: as the fleet says.
+    pub(crate) scheme: Option<Scheme>,
+    /// How a 307 names the server. Default `ws`.
+    pub(crate) location: LocationForm,
+    /// Who is asked before anybody is let in.
+    pub(crate) auth: Option<AuthConfig>,
 }
 
 impl Settings {
@@ -175,6 +176,7 @@ impl Default for Gateway {
         Self {
             id: GatewayId::new("gateway").expect("the word is an id"),
             listen: vec![SocketAddr::from(([127, 0, 0, 1], 8080))],
+            public_url: None,
             engine: EngineKind::Auto,
             connections_max: None,
             // The file must mean the same on every machine; the open-file limit is asked when the role starts.

@@ -24,7 +24,7 @@ struct Engine {
     say: Arc<Mutex<Option<String>>>,
     /// Polls that wait now.
     waiting: Arc<AtomicUsize>,
-    /// Bodies of posts, in order.
+    /// Bodies of posts, in order. A close packet ends its session's poll.
     posts: Arc<Mutex<Vec<String>>>,
 }
 
@@ -45,7 +45,7 @@ impl Engine {
     fn with(id: &'static str, pings: Pings) -> Self {
         let (say, waiting, posts) =
             (Arc::new(Mutex::new(None)), Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(Vec::new())));
-        let opened = AtomicUsize::new(0);
+        let (opened, closed) = (AtomicUsize::new(0), Mutex::new(Vec::<String>::new()));
         let (its_say, its_waiting, its_posts) = (Arc::clone(&say), Arc::clone(&waiting), Arc::clone(&posts));
         let server = Server::new(move |link| {
             let head = link.request();
@@ -54,10 +54,18 @@ impl Engine {
                 link.switch(&head);
                 return link.record();
             }
+            let sid = line
+                .split("&sid=")
+                .nth(1)
+                .map(|rest| rest.split([' ', '&']).next().unwrap_or_default().to_owned());
             let length = value(&head, "content-length").map_or(0, |length| length.parse().unwrap());
             let body = read_exact(&mut link.stream, length);
             if line.starts_with("POST") {
-                its_posts.lock().unwrap().push(String::from_utf8(body).unwrap());
+                let body = String::from_utf8(body).unwrap();
+                if body == "1" {
+                    closed.lock().unwrap().extend(sid);
+                }
+                its_posts.lock().unwrap().push(body);
                 return answer(link, "200 OK", "ok");
             }
             if !line.contains("sid=") {
@@ -69,7 +77,9 @@ impl Engine {
                 return answer(link, "200 OK", &open);
             }
             its_waiting.fetch_add(1, Ordering::SeqCst);
-            let said = wait_for(link, &its_say);
+            let sid = sid.unwrap_or_default();
+            let over = || closed.lock().unwrap().contains(&sid).then(|| "6".to_owned());
+            let said = wait_for(link, || over().or_else(|| its_say.lock().unwrap().clone()));
             its_waiting.fetch_sub(1, Ordering::SeqCst);
             if let Some(said) = said {
                 answer(link, "200 OK", &said);
@@ -96,10 +106,10 @@ impl Engine {
 }
 
 /// Waits until there is something to say; `None`: the other end went away first.
-fn wait_for(link: &mut Link, say: &Mutex<Option<String>>) -> Option<String> {
+fn wait_for(link: &mut Link, say: impl Fn() -> Option<String>) -> Option<String> {
     link.stream.set_read_timeout(Some(Duration::from_millis(2))).unwrap();
     loop {
-        if let Some(said) = say.lock().unwrap().clone() {
+        if let Some(said) = say() {
             return Some(said);
         }
         match link.stream.read(&mut [0]) {
@@ -481,6 +491,15 @@ fn a_session_whose_server_died_begins_anew() {
     wait_for_count(&mut gate, "a", 0);
 }
 
+fn draining(mut view: ServerView) -> ServerView {
+    view.state = State::Draining;
+    view.desired.fence = Fence { epoch: Epoch(1), generation: Generation(1) };
+    view.desired.target = Connections(0);
+    view.desired.moves_per_s = PerSecond::new(1_000.0);
+    view.desired.state = State::Draining;
+    view
+}
+
 #[test]
 fn sessions_of_a_server_without_agent_are_told_to_leave_at_the_pace() {
     let (a, b) = (Engine::new("a"), Engine::new("b"));
@@ -495,23 +514,41 @@ fn sessions_of_a_server_without_agent_are_told_to_leave_at_the_pace() {
         polls.push(client);
     }
     wait_until("two poll, one is between two polls", || a.waiting() == 2);
-    let mut drained = agentless(&a, "a");
-    drained.state = State::Draining;
-    drained.desired.fence = Fence { epoch: Epoch(1), generation: Generation(1) };
-    drained.desired.target = Connections(0);
-    drained.desired.moves_per_s = PerSecond::new(1_000.0);
-    drained.desired.state = State::Draining;
-    gate.publish(vec![drained, agentless(&b, "b")]);
+    gate.publish(vec![draining(agentless(&a, "a")), agentless(&b, "b")]);
+    // The server is told in the client's name; its last words arrive, and the next poll is told.
     for poll in &mut polls {
-        assert_eq!(receive(poll), (200, "1".into()));
+        assert_eq!(receive(poll), (200, "6".into()));
     }
-    wait_until("the server sees both polls end", || a.waiting() == 0);
-    assert_eq!(ask(&gate, "GET", &of(&sids[2]), ""), (200, "1".into()), "the third is told when it polls");
-    wait_until("and the server saw that poll begin and end", || {
-        a.server.seen().matches("sid=a-2 ").count() == 1
-    });
+    assert_eq!(ask(&gate, "GET", &of(&sids[2]), ""), (200, "6".into()), "the third is so when it polls");
+    wait_for_count(&mut gate, "a", 0);
+    for sid in &sids[..2] {
+        assert_eq!(ask(&gate, "GET", &of(sid), ""), (200, "1".into()));
+    }
+    assert_eq!(ask(&gate, "POST", &of(&sids[2]), "4late"), (400, UNKNOWN.into()));
+    assert_eq!(a.posts(), ["1", "1", "1"]);
     wait_for_count(&mut gate, "a", 0);
     assert!(open(&gate).starts_with("b-"));
+}
+
+#[test]
+fn a_client_leaves_also_when_its_server_says_nothing_any_more() {
+    let silent = Server::new(|link| {
+        if link.request().contains("&sid=") {
+            return link.record();
+        }
+        answer(link, "200 OK", "0{\"sid\":\"a-0\"}");
+    });
+    let agentless = || ServerView { executor: Executor::Gateways, ..server("a", silent.addr) };
+    let mut setup = setup();
+    setup.limits.heads.server_head = Duration::from_millis(500);
+    let mut gate = Gate::with(vec![agentless()], setup);
+    let sid = open(&gate);
+    let mut client = gate.client();
+    send(&mut client, "GET", &of(&sid), "", "");
+    wait_until("it polls", || silent.accepted() == 2);
+    gate.publish(vec![draining(agentless())]);
+    assert_eq!(receive(&mut client), (200, "1".into()));
+    wait_for_count(&mut gate, "a", 0);
 }
 
 #[test]
@@ -523,7 +560,8 @@ fn a_gateway_that_leaves_tells_its_polling_clients() {
     send(&mut client, "GET", &of(&sid), "", "");
     wait_until("it polls", || a.waiting() == 1);
     gate.trigger.advance(evenkeel_runtime::Phase::Stop);
-    assert_eq!(receive(&mut client), (200, "1".into()));
+    assert_eq!(receive(&mut client), (200, "6".into()));
+    assert_eq!(a.posts(), ["1"]);
 }
 
 #[test]

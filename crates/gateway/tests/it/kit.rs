@@ -65,6 +65,7 @@ pub(crate) struct Setup {
     pub(crate) limits: Limits,
     pub(crate) settings: FleetSettings,
     pub(crate) routes: Vec<Route>,
+    pub(crate) public_url: Option<String>,
 }
 
 impl Default for Setup {
@@ -73,7 +74,7 @@ impl Default for Setup {
         // A busy machine may hold a test's server up for a second; deadlines are the subject of tests of their own.
         limits.heads.server_head = SOON;
         limits.connect = SOON;
-        Self { limits, settings: FleetSettings::default(), routes: Vec::new() }
+        Self { limits, settings: FleetSettings::default(), routes: Vec::new(), public_url: None }
     }
 }
 
@@ -116,6 +117,7 @@ impl Gate {
         let config = GatewayConfig {
             id: GatewayId::new("g1").unwrap(),
             listen: vec!["127.0.0.1:0".parse().unwrap()],
+            public_url: setup.public_url,
             routes: setup.routes,
             fleets: BTreeMap::from([(fleet(), setup.settings)]),
             engine: crate::ENGINE,
@@ -333,6 +335,11 @@ impl Link {
     /// Answers the handshake with a proper 101; false if there was none.
     pub(crate) fn accept(&mut self) -> bool {
         let head = self.request();
+        self.switch(&head)
+    }
+
+    /// Answers a request with a proper 101; false if it is no handshake.
+    pub(crate) fn switch(&mut self, head: &str) -> bool {
         let Some(key) = head.lines().find_map(|line| line.strip_prefix("Sec-WebSocket-Key: ")) else {
             return false;
         };
