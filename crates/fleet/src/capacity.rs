@@ -429,7 +429,7 @@ mod tests {
         server.run(1_200, 600, |_| 0.6);
         assert_eq!(server.capacity(DECLARED), 1_000);
         assert_eq!(server.run(15, 600, |_| 1.2), None);
-        let ceiling = server.run(10, 600, |_| 1.2).expect("above for 20 s");
+        let ceiling = server.run(10, 600, |_| 1.2).expect("above for 25 s");
         assert_eq!(ceiling, Ceiling { at_most: Connections(425), cause: Cause::Overload(TermKind::Cpu) });
         assert_eq!(server.capacity(DECLARED), 500);
     }
@@ -495,7 +495,7 @@ mod tests {
             server.learner.ceiling(Connections(connections)).unwrap().cause
         };
         assert_eq!(run(30, 600, 1.08), Cause::Overload(TermKind::Cpu));
-        run(15, 520, 1.1);
+        run(20, 520, 1.1);
         assert_eq!(run(10, 500, 1.055), Cause::Overload(TermKind::Cpu), "it was full a moment ago");
     }
 

@@ -140,7 +140,7 @@ pub struct CapacityConfig {
     /// Below so many connections the declared capacity counts. Default 50: base cost dominates before.
     pub trust_from: Connections,
     /// So long at a score of `overload_release_below` + 0.2 puts an overload ceiling; twice as long half as far above
-    /// it, and what is below is taken off again. Default 20 s: noise is shorter.
+    /// it, and what is below is taken off again. Default 25 s: noise is shorter.
     pub overload_after: Duration,
     /// The ceiling is live · this / score. Default 0.85.
     pub overload_factor: f64,
@@ -156,7 +156,7 @@ impl Default for CapacityConfig {
             assumed: Connections(10_000),
             cost_window: Duration::from_secs(600),
             trust_from: Connections(50),
-            overload_after: Duration::from_secs(20),
+            overload_after: Duration::from_secs(25),
             overload_factor: 0.85,
             overload_release_below: 0.9,
             overload_release_after: Duration::from_secs(300),

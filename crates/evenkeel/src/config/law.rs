@@ -94,7 +94,7 @@ fn capacity(raw: &RawCapacity, mut r: Reader<'_>, into: &mut CapacityConfig) {
     connections(&mut r, "assumed", raw.assumed.as_ref(), &mut into.assumed, 1..=100_000_000, 10_000);
     connections(&mut r, "trust_from", raw.trust_from.as_ref(), &mut into.trust_from, 0..=1_000_000, 50);
     r.duration("cost_window", raw.cost_window.as_ref(), &mut into.cost_window, MILLI..=DAY, "10m");
-    r.duration("overload_after", raw.overload_after.as_ref(), &mut into.overload_after, MILLI..=DAY, "20s");
+    r.duration("overload_after", raw.overload_after.as_ref(), &mut into.overload_after, MILLI..=DAY, "25s");
     r.number("overload_factor", raw.overload_factor.as_ref(), &mut into.overload_factor, 0.1..=1.0, 0.85);
     let below = &mut into.overload_release_below;
     r.number("overload_release_below", raw.overload_release_below.as_ref(), below, 0.1..=1.0, 0.9);
