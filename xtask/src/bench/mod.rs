@@ -10,10 +10,11 @@
 
 mod peer;
 mod proxies;
+mod redirect;
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -26,6 +27,8 @@ use crate::{peers, run};
 pub(crate) enum Bench {
     /// CPU per message of the gateway, with each engine, beside HAProxy and nginx.
     Gateway(Options),
+    /// Redirect decisions with signed assignments per CPU second, beside `return 307` of nginx.
+    Redirect(redirect::Options),
     /// Servers and load of the measurement; started by it.
     #[command(hide = true)]
     Peer(peer::Options),
@@ -58,6 +61,7 @@ pub(crate) struct Options {
 pub(crate) fn bench(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Gateway(options) => gateway(options),
+        Bench::Redirect(options) => redirect::redirect(options),
         Bench::Peer(options) => peer::peer(options),
     }
 }
@@ -198,17 +202,7 @@ impl Tools {
     }
 
     fn peer(&self) -> Result<Peer> {
-        let core = self.options.core.to_string();
-        let mut child = Command::new("taskset")
-            .args(["-c", &core])
-            .arg(&self.xtask)
-            .args(["bench", "peer", "--servers", &SERVERS.to_string()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("could not start taskset (package util-linux)")?;
-        let stdout = child.stdout.take().context("no stdout")?;
-        Ok(Peer { child, lines: BufReader::new(stdout) })
+        Peer::start(&self.xtask, self.options.core, SERVERS)
     }
 }
 
@@ -219,6 +213,19 @@ struct Peer {
 }
 
 impl Peer {
+    fn start(xtask: &Path, core: usize, servers: usize) -> Result<Self> {
+        let mut child = Command::new("taskset")
+            .args(["-c", &core.to_string()])
+            .arg(xtask)
+            .args(["bench", "peer", "--servers", &servers.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("could not start taskset (package util-linux)")?;
+        let stdout = child.stdout.take().context("no stdout")?;
+        Ok(Self { child, lines: BufReader::new(stdout) })
+    }
+
     fn line(&mut self) -> Result<String> {
         let mut line = String::new();
         if self.lines.read_line(&mut line)? == 0 {

@@ -2,8 +2,9 @@
 //! the core is the proxy's. They speak enough WebSocket for this one purpose.
 //!
 //! Dialogue with the runner: prints the servers' ports; `open ADDR N SIZE` on stdin opens N WebSockets and starts
-//! their round trips, answered by `ready`; `count SECONDS` is answered by the round trips of that time; `close`
-//! by `closed`.
+//! their round trips, answered by `ready`; `ask ADDR N TARGET FIELD` opens N connections that ask for TARGET again and
+//! again, as a handshake or, with the field `accept`, as a question, and must get the status that goes with it; `count
+//! SECONDS` is answered by the round trips of that time; `close` by `closed`.
 
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
@@ -31,6 +32,8 @@ const EVENTS: usize = 256;
 const STDIN: u64 = u64::MAX;
 const HANDSHAKE: &[u8] = b"GET / HTTP/1.1\r\nHost: bench\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
+const UPGRADE: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\n\
+    Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n";
 
 /// Serves and loads until stdin ends.
 pub(crate) fn peer(options: &Options) -> Result<()> {
@@ -64,6 +67,7 @@ struct World {
     listeners: Vec<TcpListener>,
     served: HashMap<u64, Served>,
     clients: HashMap<u64, Client>,
+    askers: HashMap<u64, Asker>,
     next: u64,
     buffer: Vec<u8>,
     message: Vec<u8>,
@@ -98,6 +102,7 @@ impl World {
             listeners: Vec::new(),
             served: HashMap::new(),
             clients: HashMap::new(),
+            askers: HashMap::new(),
             next: servers,
             buffer: vec![0; 256 * 1024],
             message: Vec::new(),
@@ -144,6 +149,10 @@ impl World {
                 self.open(addr.parse()?, connections.parse()?, size.parse()?)?;
                 self.say("ready")
             }
+            ["ask", addr, connections, target, kind] => {
+                self.ask(addr.parse()?, connections.parse()?, target, kind)?;
+                self.say("ready")
+            }
             ["count", seconds] => {
                 self.trips = 0;
                 self.turn_for(Duration::from_secs(seconds.parse()?))?;
@@ -152,6 +161,7 @@ impl World {
             }
             ["close"] => {
                 self.clients.clear();
+                self.askers.clear();
                 self.say("closed")
             }
             _ => bail!("no such command: {line}"),
@@ -182,6 +192,25 @@ impl World {
         )
     }
 
+    fn ask(&mut self, to: SocketAddr, connections: usize, target: &str, kind: &str) -> Result<()> {
+        let (fields, status) = match kind {
+            "accept" => ("Accept: application/json\r\n", "200"),
+            _ => (UPGRADE, "307"),
+        };
+        let request = format!("GET {target} HTTP/1.1\r\nHost: bench\r\n{fields}\r\n").into_bytes();
+        for _ in 0..connections {
+            let mut stream = TcpStream::connect(to)?;
+            stream.set_nodelay(true)?;
+            stream.write_all(&request)?;
+            stream.set_nonblocking(true)?;
+            self.add(&stream, self.next)?;
+            let asker = Asker { stream, request: request.clone(), status, answer: Vec::new() };
+            self.askers.insert(self.next, asker);
+            self.next += 1;
+        }
+        Ok(())
+    }
+
     #[allow(clippy::disallowed_methods)] // A measurement of its own; no decision of the product depends on it.
     fn turn_for(&mut self, lasts: Duration) -> Result<()> {
         let until = Instant::now() + lasts;
@@ -209,6 +238,8 @@ impl World {
             if served.turn(&mut self.buffer).is_err() {
                 self.served.remove(&token);
             }
+        } else if let Some(asker) = self.askers.get_mut(&token) {
+            self.trips += asker.turn(&mut self.buffer)?;
         } else if let Some(client) = self.clients.get_mut(&token) {
             match client.turn(&mut self.buffer, &self.message)? {
                 Turned::Trips(trips) => self.trips += trips,
@@ -218,6 +249,41 @@ impl World {
             }
         }
         Ok(())
+    }
+}
+
+/// Asks again as soon as it has its answer.
+struct Asker {
+    stream: TcpStream,
+    request: Vec<u8>,
+    /// What it must be answered.
+    status: &'static str,
+    answer: Vec<u8>,
+}
+
+impl Asker {
+    /// Takes what came; 1 if that made an answer whole.
+    fn turn(&mut self, buffer: &mut [u8]) -> Result<u64> {
+        let length = match self.stream.read(buffer) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(0),
+            length => length?,
+        };
+        ensure!(length > 0, "the proxy closed");
+        self.answer.extend_from_slice(&buffer[..length]);
+        let Some(end) = self.answer.windows(4).position(|window| window == b"\r\n\r\n") else { return Ok(0) };
+        let head = std::str::from_utf8(&self.answer[..end])?;
+        ensure!(head.get(9..12) == Some(self.status), "another answer than wanted: {head}");
+        let body: usize = head
+            .lines()
+            .find_map(|line| line.strip_prefix("Content-Length: "))
+            .context("no Content-Length")?
+            .parse()?;
+        if self.answer.len() < end + 4 + body {
+            return Ok(0);
+        }
+        self.answer.clear();
+        send(&mut self.stream, &self.request)?;
+        Ok(1)
     }
 }
 

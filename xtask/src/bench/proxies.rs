@@ -79,11 +79,7 @@ impl Proxy {
                 command.args(["nginx", "-p"]).arg(folder).arg("-c").arg(path);
             }
         }
-        let child =
-            command.stdout(Stdio::null()).spawn().with_context(|| format!("starting {}", self.name()))?;
-        let mut running = Running { child, addr };
-        running.await_listener()?;
-        Ok(running)
+        Running::start(command, addr).with_context(|| format!("starting {}", self.name()))
     }
 }
 
@@ -129,6 +125,14 @@ pub(super) struct Running {
 }
 
 impl Running {
+    /// Starts a program and waits until it listens there.
+    pub(super) fn start(mut command: Command, addr: SocketAddr) -> Result<Self> {
+        let child = command.stdout(Stdio::null()).spawn()?;
+        let mut running = Self { child, addr };
+        running.await_listener()?;
+        Ok(running)
+    }
+
     fn await_listener(&mut self) -> Result<()> {
         for _ in 0..LOOKS {
             if let Some(status) = self.child.try_wait()? {
