@@ -1,4 +1,5 @@
-/** Runs in pages: counts with the server, `#N` both ways, and writes down what happens. */
+/** Runs in pages: counts with the server, `#N` both ways, and writes down what happens; or asks a hub of SignalR. */
+import { HubConnectionBuilder, LogLevel } from "@microsoft/signalr";
 import { EvenkeelSocket } from "../../client/src/index.js";
 
 /** The platform's `WebSocket`, the SDK's through the gateway, or the SDK's at the assigned server. */
@@ -20,6 +21,8 @@ declare global {
   var talk: (how: { url: string; kind: Kind }) => void;
   /** Sends no more. */
   var hush: () => void;
+  /** The answer of a SignalR hub. */
+  var sayToHub: (url: string) => Promise<string>;
 }
 
 const TYPES = ["open", "close", "error", "moving", "moved", "moveFailed", "gap", "lost", "reopened", "unsent"];
@@ -41,4 +44,10 @@ globalThis.talk = ({ url, kind }) => {
   });
   const timer = setInterval(() => socket.readyState === socket.OPEN && socket.send(`#${story.sent++}`), 2);
   globalThis.hush = () => clearInterval(timer);
+};
+
+globalThis.sayToHub = async (url) => {
+  const hub = new HubConnectionBuilder().withUrl(url).configureLogging(LogLevel.None).build();
+  await hub.start();
+  return hub.invoke<string>("Say", "hello");
 };
