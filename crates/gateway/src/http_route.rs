@@ -238,9 +238,12 @@ impl Forward<'_> {
             Err(ended) => return ended,
         };
         match session_of(self.shell, self.fleet, self.plain.target()) {
-            Known::None => self.to_any(&body).await,
-            Known::Gone => Forwarded::Answer(unknown_session()),
-            Known::Session(session) => self.to_session(&session, body).await,
+            Known::None => self.forward_any(&body).await,
+            Known::Gone => {
+                debug!(conn = %self.shell.conn_text(self.id), fleet = %self.fleet.id, "session unknown");
+                Forwarded::Answer(unknown_session())
+            }
+            Known::Session(session) => self.ask_session(&session, body).await,
         }
     }
 
@@ -274,7 +277,7 @@ impl Forward<'_> {
     }
 
     /// A request of no session: it goes where a new connection would.
-    async fn to_any(&mut self, body: &Bytes) -> Forwarded {
+    async fn forward_any(&mut self, body: &Bytes) -> Forwarded {
         let begins = self.plain.method == Method::Get && engine_io::begins(self.plain.target());
         if begins && self.shell.sessions.len() >= self.shell.config.limits.connections_max {
             return Forwarded::Answer(self.busy("sessions_max"));
@@ -396,7 +399,7 @@ impl Forward<'_> {
     }
 
     /// A request of a session goes to its server, whatever state that one is in.
-    async fn to_session(&mut self, session: &Rc<Session>, body: Bytes) -> Forwarded {
+    async fn ask_session(&mut self, session: &Rc<Session>, body: Bytes) -> Forwarded {
         if session.is_over() {
             self.shell.end_session(session);
             let polls = self.plain.method == Method::Get;
@@ -408,12 +411,12 @@ impl Forward<'_> {
             self.fleet.adopt(session.owner.server);
         }
         session.carried(body.len());
-        let ended = self.to_home(session, body).await;
+        let ended = self.ask_home(session, body).await;
         drop(visit);
         ended
     }
 
-    async fn to_home(&mut self, session: &Rc<Session>, body: Bytes) -> Forwarded {
+    async fn ask_home(&mut self, session: &Rc<Session>, body: Bytes) -> Forwarded {
         let mut packets = Packets::default();
         packets.take(&body);
         let Some(target) = self.fleet.held(&session.home).and_then(|held| held.target()) else {
@@ -428,6 +431,9 @@ impl Forward<'_> {
             Asked::Response(response, link) => {
                 self.fleet.heard(session.owner.server);
                 let over = packets.closed() || !response.status().is_success();
+                if !response.status().is_success() {
+                    debug!(conn = %self.shell.conn_text(session.id), server = %session.home.server, status = response.status().as_u16(), "session refused");
+                }
                 let (parts, body) = response.into_parts();
                 let ended = self.relay(Reply::new(parts, body, link).of(session)).await;
                 if over {
@@ -440,7 +446,8 @@ impl Forward<'_> {
                 self.last_words(session, last).await
             }
             Asked::ClientGone => Forwarded::Broken("client_gone"),
-            Asked::Failed(Trouble { why: Why::Refused | Why::Closed, .. }) => {
+            Asked::Failed(Trouble { why: why @ (Why::Refused | Why::Closed), .. }) => {
+                debug!(conn = %self.shell.conn_text(session.id), server = %session.home.server, reason = why.reason(), "session lost");
                 self.shell.end_session(session);
                 Forwarded::Answer(unknown_session())
             }
@@ -646,5 +653,5 @@ async fn client_gone(shell: &Shell, client: &TcpStream, behind: &mut Vec<u8>) {
             return;
         }
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }

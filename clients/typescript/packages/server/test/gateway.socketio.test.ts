@@ -4,9 +4,9 @@
  * everybody once.
  */
 import { execFile, spawn } from "node:child_process";
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { copyFileSync, existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createServer, get, request, type Server as HttpServer } from "node:http";
-import { createServer as createTcpServer, type AddressInfo } from "node:net";
+import { connect as dial, createServer as createTcpServer, type AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -77,11 +77,37 @@ class Behind {
   admin = "";
   log = "";
 
-  /** Starts the servers, then the process; `agents`: whether the servers have the SDK. */
-  async start(agents: boolean): Promise<this> {
-    const [gateway, admin] = [await freePort(), await freePort()];
-    [this.gateway, this.admin] = [`http://127.0.0.1:${gateway}`, `http://127.0.0.1:${admin}`];
+  /** Chooses where the process will listen. */
+  async choose(): Promise<this> {
+    [this.gateway, this.admin] = [`http://127.0.0.1:${await freePort()}`, `http://127.0.0.1:${await freePort()}`];
+    return this;
+  }
+
+  /** Starts the servers, then the process; `agents`: whether the servers have the SDK, which links to `second` too. */
+  async start(agents: boolean, second?: Behind): Promise<this> {
+    if (!this.gateway) await this.choose();
     for (const id of ["a", "b"]) await this.#serve(id);
+    await this.#run(agents);
+    if (agents) for (const server of this.servers) this.#join(server, second ? [this.admin, second.admin] : [this.admin]);
+    await this.#opened();
+    return this;
+  }
+
+  /** Starts the process as a second node for the servers of another, with the same key file and token. */
+  async beside(first: Behind): Promise<this> {
+    for (const file of ["chat.key", "admin.token"]) copyFileSync(join(first.folder, file), join(this.folder, file));
+    await this.#run(true);
+    await this.#opened();
+    return this;
+  }
+
+  #opened(): Promise<void> {
+    const open = async () => (await this.list().catch(() => [])).filter(({ state }) => state === "active").length;
+    return eventually("both servers are open", async () => (await open()) === 2);
+  }
+
+  async #run(agents: boolean): Promise<void> {
+    const [gateway, admin] = [this.gateway, this.admin].map((url) => new URL(url).port);
     const listed = this.servers.map(({ id, host }) => `{ id = "${id}", url = "ws://${host}" }`);
     writeFileSync(
       this.config,
@@ -113,10 +139,6 @@ kind = "http"
       void ended.then(() => rmSync(this.folder, { recursive: true, force: true }));
     });
     await until("the process has a token", () => existsSync(join(this.folder, "admin.token")));
-    if (agents) for (const server of this.servers) this.#join(server);
-    const open = async () => (await this.list().catch(() => [])).filter(({ state }) => state === "active").length;
-    await eventually("both servers are open", async () => (await open()) === 2);
-    return this;
   }
 
   async #serve(id: string): Promise<void> {
@@ -135,9 +157,9 @@ kind = "http"
     this.servers.push({ id, host, io, got });
   }
 
-  #join({ id, host, io }: SioServer): void {
+  #join({ id, host, io }: SioServer, nodes: string[]): void {
     const token = () => readFileSync(join(this.folder, "admin.token"), "utf8").trim();
-    const evenkeel = new Evenkeel({ id, url: `ws://${host}`, nodes: [this.admin], token, fleet: "chat" });
+    const evenkeel = new Evenkeel({ id, url: `ws://${host}`, nodes, token, fleet: "chat" });
     serveSocketIo(evenkeel, io);
     atEnd(() => evenkeel.stop());
   }
@@ -163,6 +185,19 @@ kind = "http"
   }
 
   server = (id: string) => this.servers.find((server) => server.id === id)!;
+}
+
+/** Asks for `sid` at a gateway, as a polling client does. */
+function poll(gateway: string, query: string, post?: string): Promise<{ status: number; body: string }> {
+  return new Promise((resolve, reject) => {
+    const url = `${gateway}/socket.io/?EIO=4&transport=polling${query}`;
+    const asked = request(url, { method: post === undefined ? "GET" : "POST" }, (response) => {
+      let body = "";
+      response.on("data", (data) => (body += String(data)));
+      response.on("end", () => resolve({ status: response.statusCode ?? 0, body }));
+    });
+    asked.on("error", reject).end(post);
+  });
 }
 
 /** As `until`, for what has to be asked. */
@@ -261,20 +296,41 @@ describe.each([
 
 it("a client that goes on with a session that nobody has is told so at once", async () => {
   const behind = await new Behind().start(true);
-  const { status, body } = await new Promise<{ status: number; body: string }>((resolve, reject) => {
-    const asked = request(`${behind.gateway}/socket.io/?EIO=4&transport=polling&sid=nobody`, (response) => {
-      let body = "";
-      response.on("data", (data) => (body += String(data)));
-      response.on("end", () => resolve({ status: response.statusCode ?? 0, body }));
-    });
-    asked.on("error", reject).end();
-  });
+  const { status, body } = await poll(behind.gateway, "&sid=nobody");
   expect([status, JSON.parse(body)]).toEqual([400, { code: 1, message: "Session ID unknown" }]);
 });
 
-it("clients come back through another gateway by the session's name alone", async () => {
-  const behind = await new Behind().start(true);
-  const client = new Client("c", behind.gateway, { transports: ["polling"] });
-  await until("it is connected", () => client.socket.connected);
-  expect(client.socket.io.engine?.id).toMatch(/^[\w-]{20}\.[\w-]{16}$/);
+it("a polling client is served through two gateways in turn that share nothing but the key file", async () => {
+  const second = await new Behind().choose();
+  const first = await new Behind().start(true, second);
+  await second.beside(first);
+  // One session on each server; the second gateway knows both once it takes a packet for either.
+  for (let at = 0; at < 2; at += 1) {
+    const { sid } = JSON.parse((await poll(first.gateway, "")).body.slice(1)) as { sid: string };
+    await eventually("the second gateway knows the server", async () => (await poll(second.gateway, `&sid=${sid}`, "3")).status === 200);
+    await poll(second.gateway, `&sid=${sid}`, "1");
+  }
+  let turn = 0;
+  const used = [0, 0];
+  const front = await listen(
+    createTcpServer((client) => {
+      const at = turn++ % 2;
+      used[at] = (used[at] as number) + 1;
+      const gateway = dial(Number(new URL([first, second][at]!.gateway).port), "127.0.0.1");
+      client.pipe(gateway).pipe(client);
+      for (const [one, other] of [[client, gateway], [gateway, client]] as const) {
+        one.on("error", () => other.destroy());
+        one.on("close", () => other.destroy());
+      }
+    }),
+  );
+  const clients = Array.from({ length: 4 }, (_, at) => new Client(`c${at}`, `http://${front}`, { transports: ["polling"] }));
+  await until("all are connected", () => clients.every(({ socket }) => socket.connected));
+  const talk = setInterval(() => clients.forEach((client) => client.say()), 20);
+  atEnd(() => clearInterval(talk));
+  await until("all are heard", () => clients.every(({ acked }) => acked.size > 20));
+  expect(clients.flatMap(({ reasons }) => reasons)).toEqual([]);
+  // Each is heard by one server all the time.
+  for (const { acked } of clients) expect(new Set(acked.values()).size).toBe(1);
+  expect(Math.min(...used)).toBeGreaterThan(10);
 });
