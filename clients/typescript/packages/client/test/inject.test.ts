@@ -10,35 +10,8 @@ import { Socket as PhoenixSocket } from "phoenix";
 import { expect, it, vi } from "vitest";
 import { WebSocket } from "ws";
 import { Farm, atEnd, kill, until } from "../../server/test/farm.js";
-import type { Connection, Hooks } from "../../server/src/index.js";
 import { EvenkeelSocket, negotiator } from "../src/index.js";
-
-/** What a server remembers of one client, and how it answers. */
-interface Dialect<State> {
-  /** For a new client. */
-  start(connection: Connection): State;
-  answer(message: string, state: State, connection: Connection): void;
-  /** Sends the next of a row of numbers, if the client asked for any. */
-  tick(state: State, connection: Connection): void;
-}
-
-function speaking<State>({ start, answer, tick }: Dialect<State>): Hooks {
-  const states = new Map<Connection, State>();
-  return {
-    connection(connection, handed) {
-      const state: State = handed ? JSON.parse(String(handed)) : start(connection);
-      states.set(connection, state);
-      connection.on("message", (data) => answer(String(data), state, connection));
-      const timer = setInterval(() => states.has(connection) && tick(state, connection), 3);
-      connection.on("close", () => clearInterval(timer));
-    },
-    detach(connection) {
-      const state = JSON.stringify(states.get(connection));
-      states.delete(connection);
-      return state;
-    },
-  };
-}
+import { graphql, isRow, numbers, phoenix, speaking, type Dialect } from "./dialects.js";
 
 /** Two servers that speak it, and a gateway of either kind. */
 async function farmOf<State>(dialect: Dialect<State>, protocol = "") {
@@ -64,18 +37,6 @@ async function farmOf<State>(dialect: Dialect<State>, protocol = "") {
   };
   return { farm, host: await farm.negotiate(), Watched, move, closes };
 }
-
-/** Without a hole, from 0. */
-const isRow = (numbers: number[]) => numbers.every((number, index) => number === index);
-
-const numbers: Dialect<{ got: number; sent: number }> = {
-  start: () => ({ got: 0, sent: 0 }),
-  answer(message, state, connection) {
-    if (message === String(state.got)) state.got += 1;
-    else connection.send(`wrong ${message} for ${state.got}`);
-  },
-  tick: (state, connection) => connection.send(String(state.sent++)),
-};
 
 it("partysocket, with the negotiator as its URL provider", async () => {
   const { host, Watched, move, closes } = await farmOf(numbers);
@@ -124,23 +85,7 @@ it("partysocket reconnects through the negotiator, as the same session, after a 
 });
 
 it("graphql-ws, in the middle of a subscription", async () => {
-  const { host, Watched, move, closes } = await farmOf<{ id?: string; sent: number }>(
-    {
-      start: () => ({ sent: 0 }),
-      answer(message, state, connection) {
-        const { type, id } = JSON.parse(message);
-        if (type === "connection_init") connection.send('{"type":"connection_ack"}');
-        if (type === "subscribe") state.id = id;
-        if (type === "complete") delete state.id;
-      },
-      tick(state, connection) {
-        if (!state.id) return;
-        const payload = { data: { n: state.sent++ } };
-        connection.send(JSON.stringify({ id: state.id, type: "next", payload }));
-      },
-    },
-    "graphql-transport-ws",
-  );
+  const { host, Watched, move, closes } = await farmOf(graphql, "graphql-transport-ws");
   const client = createClient({ url: `ws://${host}/graphql`, webSocketImpl: Watched, retryAttempts: 0 });
   const got: number[] = [];
   const ended: unknown[] = [];
@@ -164,19 +109,7 @@ it("graphql-ws, in the middle of a subscription", async () => {
 });
 
 it("Phoenix, in a channel", async () => {
-  type Joined = { join?: string; topic?: string; sent: number };
-  const { host, Watched, move, closes } = await farmOf<Joined>({
-    start: () => ({ sent: 0 }),
-    answer(message, state, connection) {
-      const [join, ref, topic, event, payload] = JSON.parse(message);
-      if (event === "phx_join") Object.assign(state, { join, topic });
-      const response = event === "echo" ? payload : {};
-      connection.send(JSON.stringify([join, ref, topic, "phx_reply", { status: "ok", response }]));
-    },
-    tick(state, connection) {
-      if (state.join) connection.send(JSON.stringify([state.join, null, state.topic, "n", { n: state.sent++ }]));
-    },
-  });
+  const { host, Watched, move, closes } = await farmOf(phoenix);
   const socket = new PhoenixSocket(`ws://${host}/socket`, { transport: Watched, params: { user: "1" } });
   socket.connect();
   atEnd(() => void socket.disconnect());
