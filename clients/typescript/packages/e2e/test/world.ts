@@ -86,12 +86,15 @@ export interface Settings {
   /** Keys of `[fleets.chat]`. */
   fleet?: string;
   move?: string;
+  place?: string;
   /** Further tables. */
   more?: string;
 }
 
 /** Drains begin at once and are quick; everything else is as by default. */
 const MOVE = `soft = "0s"\npace = 200`;
+/** Servers take their whole share from the first moment. */
+const PLACE = `slow_start = "1ms"`;
 
 /** Beside other routes: a way in for {@link World.open}. */
 const PROBE = `
@@ -110,7 +113,7 @@ export class World {
   /** `http://127.0.0.1:PORT` of the admin listener. */
   admin = "";
 
-  private constructor({ gateway = "", fleet = "", move = MOVE, more = "" }: Settings) {
+  private constructor({ gateway = "", fleet = "", move = MOVE, place = PLACE, more = "" }: Settings) {
     const config = join(this.folder, "evenkeel.toml");
     writeFileSync(
       config,
@@ -126,7 +129,7 @@ ${fleet}
 [fleets.chat.move]
 ${move}
 [fleets.chat.place]
-slow_start = "1ms"
+${place}
 ${more}${more.includes("[[routes]]") ? PROBE : ""}`,
     );
     this.process = new Child(binary(), ["serve", "-c", config], this.folder);
@@ -187,6 +190,12 @@ ${more}${more.includes("[[routes]]") ? PROBE : ""}`,
     });
     for (const probe of probes) probe.close();
     await until("the probes are gone", () => servers.every(({ evenkeel }) => evenkeel.connections === 0));
+  }
+
+  /** A server that is a process of its own and can be killed: `evenkeel echo`. */
+  echo(id: string): Child {
+    const token = join(this.folder, "admin.token");
+    return new Child(binary(), ["echo", "--listen", "127.0.0.1:0", "--id", id, "--join", this.admin, "--token-file", token], this.folder);
   }
 
   /** A server that joins with its agent; `direct`: clients may be sent to it without the gateway. */
