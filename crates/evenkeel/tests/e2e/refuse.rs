@@ -14,7 +14,7 @@ async fn a_bad_config_names_key_value_range_and_example() {
         ("[fleets.chat.move]\npace = -1\n", &["fleets.chat.move.pace", "-1"]),
         ("[fleets.chat.move]\nsoft = \"soon\"\n", &["fleets.chat.move.soft", "soon", "\"5s\""]),
         ("[fleets.chat]\npck = \"auto\"\n", &["pck", "pick"]),
-        ("[fleets.chat]\nscheme = \"redirect\"\n", &["fleets.chat.scheme", "redirect"]),
+        ("[fleets.chat]\nscheme = \"direct\"\n", &["fleets.chat.scheme", "direct", "redirect"]),
         ("[fleets.chat]\nservers = [{ id = \"a\", url = \"http://x\" }]\n", &["url", "http://x", "ws://"]),
     ] {
         world.configure(bad);
