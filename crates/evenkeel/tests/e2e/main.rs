@@ -16,6 +16,7 @@ mod moves;
 mod operate;
 mod origins;
 mod place;
+mod redirect;
 mod reference;
 mod refuse;
 mod scale;
