@@ -16,7 +16,10 @@ pub(crate) struct Options {
     cases: u64,
 }
 
-/// Runs both; an error names the seeds to replay.
+/// Seconds for which clients only ask where to connect; the gate takes three.
+const ASKING_S: &str = "60";
+
+/// Runs all; an error names the seeds to replay.
 pub(crate) fn nightly(options: &Options) -> Result<()> {
     println!("== {} seeds of simulated faults", options.seeds);
     let mut seeds = run::cargo(&["test", "--package", "evenkeel-sim", "--test", "oracles"]);
@@ -27,5 +30,10 @@ pub(crate) fn nightly(options: &Options) -> Result<()> {
     let pure = ["-p", "evenkeel-model", "-p", "evenkeel-fleet", "-p", "evenkeel-protocol"];
     let mut properties = run::cargo(&["test", "--lib"]);
     properties.args(pure).env("PROPTEST_CASES", options.cases.to_string());
-    run::run(properties).context("a property failed; the smallest case is above")
+    run::run(properties).context("a property failed; the smallest case is above")?;
+
+    println!("== {ASKING_S} s of clients that only ask");
+    let mut asking = run::cargo(&["test", "--package", "evenkeel-gateway", "--test", "it"]);
+    asking.args(["many_who_only_ask"]).env("EVENKEEL_ASKING_S", ASKING_S);
+    run::run(asking).context("clients that only ask kept others out")
 }

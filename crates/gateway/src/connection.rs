@@ -543,8 +543,15 @@ impl Connection {
     }
 
     pub(crate) async fn write_all(&self, to: &TcpStream, bytes: &[u8], deadline: Instant) -> io::Result<()> {
+        // Nearly always the socket takes all of it at once.
+        let rest = match to.try_write(bytes) {
+            Ok(written) if written == bytes.len() => return Ok(()),
+            Ok(written) => &bytes[written..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => bytes,
+            Err(error) => return Err(error),
+        };
         tokio::select! { biased;
-            written = write_all(to, bytes) => written,
+            written = write_all(to, rest) => written,
             () = self.shell.clock.sleep_until(Some(deadline)) => Err(io::ErrorKind::TimedOut.into()),
         }
     }

@@ -15,6 +15,8 @@ pub(crate) struct Metrics {
     polling: Gauge,
     waiting: Gauge,
     handshakes: Family<Label, Counter>,
+    /// One of them, found once: a redirect costs little else.
+    redirected: Counter,
     requests: Family<Label, Counter>,
     placements: Family<Label, Counter>,
     credentials: Family<Label, Counter>,
@@ -33,11 +35,14 @@ const HANDSHAKE_BUCKETS: [f64; 10] = [0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 0.5
 
 impl Metrics {
     pub(crate) fn register(registry: &mut Registry) -> Self {
+        let handshakes = Family::<Label, Counter>::default();
+        let redirected = handshakes.get_or_create(&[("outcome", "redirected")]).clone();
         let metrics = Self {
             connections: Gauge::default(),
             polling: Gauge::default(),
             waiting: Gauge::default(),
-            handshakes: Family::default(),
+            handshakes,
+            redirected,
             requests: Family::default(),
             placements: Family::default(),
             credentials: Family::default(),
@@ -96,6 +101,10 @@ impl Metrics {
 
     pub(crate) fn polling(&self, sessions: usize) {
         self.polling.set(i64::try_from(sessions).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn redirected(&self) {
+        self.redirected.inc();
     }
 
     pub(crate) fn opened_after(&self, seconds: f64) {

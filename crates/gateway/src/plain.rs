@@ -24,7 +24,7 @@ use crate::config::{RouteKind, Routed};
 use crate::connection::{ANSWER_WAIT, Connection, Ended, Next};
 use crate::credentials::Session;
 use crate::fleet::Fleet;
-use crate::fleet::offer::{Extent, NoOffer, Offered, Wish};
+use crate::fleet::offer::{NoOffer, Sent, Wish};
 use crate::reading::Reader;
 
 /// What SignalR's client puts behind the path of a hub to ask where it is.
@@ -266,13 +266,17 @@ impl Connection {
                 return Reply::error(error.status(), error.reason(), cors, &error.to_string());
             }
         }
-        match self.offer(plain, ask, &routed, &fleet) {
-            Ok(offered) => {
+        match self.offer(kind, plain, ask, (&routed, &fleet)) {
+            Ok((sent, body)) => {
                 debug!(
-                    conn = %shell.conn_text(self.id), fleet = %fleet.id, server = %offered.server,
-                    cause = ask.cause.as_str(), direct = offered.is_direct(), "assigned"
+                    conn = %shell.conn_text(self.id), fleet = %fleet.id, server = %sent.server(),
+                    cause = ask.cause.as_str(), direct = sent.is_direct(), "assigned"
                 );
-                answer(kind, &offered, cors)
+                Reply::json(200, "assigned", cors, body)
+            }
+            Err(NotOffered::NotReachable) => {
+                let why = "no server of this fleet can be reached by clients themselves";
+                Reply::error(503, "no_public_url", cors, why)
             }
             Err(NotOffered::Credential(bad)) => {
                 shell.metrics.credential_refused(bad.reason());
@@ -289,13 +293,14 @@ impl Connection {
         }
     }
 
+    /// Sends the client to a server; also the answer's body.
     fn offer(
         &self,
+        kind: Kind,
         plain: &Plain,
         ask: &Ask,
-        routed: &Routed<'_>,
-        fleet: &Rc<Fleet>,
-    ) -> Result<Offered, NotOffered> {
+        (routed, fleet): (&Routed<'_>, &Rc<Fleet>),
+    ) -> Result<(Sent, String), NotOffered> {
         let (sid, source) = self.known(fleet, ask)?;
         let sid = sid.unwrap_or_else(|| self.shell.new_sid());
         let session = Session { sid, cause: ask.cause, caps: ask.caps.clone() };
@@ -309,9 +314,17 @@ impl Connection {
             source,
             own_url: &own_url,
             scheme: routed.scheme,
-            extent: Extent::Whole,
         };
-        fleet.offer(&wish).map_err(NotOffered::No)
+        let sent = fleet.send(&wish).map_err(NotOffered::No)?;
+        let body = match kind {
+            Kind::SignalR if sent.is_direct() => {
+                let url = negotiate::location(negotiate::LocationForm::Http, &sent.bare_url);
+                serde_json::json!({"url": url, "accessToken": sent.token}).to_string()
+            }
+            Kind::SignalR => return Err(NotOffered::NotReachable),
+            _ => fleet.offer(&sent, &wish).map_err(NotOffered::No)?.to_json(),
+        };
+        Ok((sent, body))
     }
 
     /// Session and source by the ticket. A move is nothing without one; everybody else begins anew.
@@ -335,6 +348,8 @@ impl Connection {
 enum NotOffered {
     Credential(BadCredential),
     No(NoOffer),
+    /// SignalR's client has to connect to the server itself.
+    NotReachable,
 }
 
 /// The hub that SignalR's client asks about: its question stands behind the path.
@@ -343,19 +358,6 @@ fn hub(target: &str) -> String {
     let (path, query) = target.find('?').map_or((&*target, ""), |at| target.split_at(at));
     let hub = path.strip_suffix(SIGNALR).unwrap_or(path);
     format!("{}{query}", if hub.is_empty() { "/" } else { hub })
-}
-
-fn answer(kind: Kind, offered: &Offered, cors: &str) -> Reply {
-    if kind != Kind::SignalR {
-        return Reply::json(200, "assigned", cors, offered.offer.to_json());
-    }
-    if !offered.is_direct() {
-        let why = "no server of this fleet can be reached by clients themselves";
-        return Reply::error(503, "no_public_url", cors, why);
-    }
-    let url = negotiate::location(negotiate::LocationForm::Http, &offered.bare_url);
-    let body = serde_json::json!({"url": url, "accessToken": offered.token}).to_string();
-    Reply::json(200, "assigned", cors, body)
 }
 
 #[cfg(test)]

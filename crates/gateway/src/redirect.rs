@@ -17,7 +17,7 @@ use crate::auth::Subject;
 use crate::config::{RouteKind, Routed, Scheme};
 use crate::connection::{Connection, Ended, Next};
 use crate::fleet::Fleet;
-use crate::fleet::offer::{Extent, NoOffer, Offered, Wish};
+use crate::fleet::offer::{NoOffer, Sent, Wish};
 
 impl Connection {
     /// Whether the operator's service lets the handshake go on; how it ends if not. Whoever has no route or may not come
@@ -50,24 +50,24 @@ impl Connection {
         if !wants(&routed, request) || !fleet.has_public_servers() {
             return None;
         }
-        match self.offered(&routed, &fleet) {
-            Ok(offered) if offered.is_direct() => self.see_other(&routed, &offered).await,
-            Ok(offered) => {
-                self.first = fleet.take_up(&offered);
+        match self.sent(&routed, &fleet) {
+            Ok(sent) if sent.is_direct() => self.see_other(&routed, &sent).await,
+            Ok(sent) => {
+                self.first = fleet.take_up(&sent);
                 None
             }
-            Err(ended) => Some(Next::Ended(ended)),
+            Err(ended) => Some(Next::Ended(*ended)),
         }
     }
 
-    fn offered(&mut self, routed: &Routed<'_>, fleet: &Rc<Fleet>) -> Result<Offered, Ended> {
-        let Some(request) = self.handshake.request() else { return Err(Ended::ClientGone) };
+    fn sent(&mut self, routed: &Routed<'_>, fleet: &Rc<Fleet>) -> Result<Sent, Box<Ended>> {
+        let Some(request) = self.handshake.request() else { return Err(Box::new(Ended::ClientGone)) };
         let marks = Marks::of(request.target());
         let (mut session, mut source) = (self.session(&marks), None);
         if session.cause == Cause::Move {
             match fleet.read_ticket(marks.ticket.unwrap_or_default()) {
                 Ok((sid, of)) => (session.sid, source) = (sid, of),
-                Err(bad) => return Err(self.refuse_credential(bad)),
+                Err(bad) => return Err(Box::new(self.refuse_credential(bad))),
             }
         }
         let target = without(request.target(), |name| matches!(name, "_ekr" | "_ek"));
@@ -81,25 +81,26 @@ impl Connection {
             source,
             own_url: &own_url,
             scheme: routed.scheme,
-            extent: Extent::One,
         };
-        fleet.offer(&wish).map_err(|no| match no {
-            NoOffer::Refused(refusal) => self.busy(refusal.why),
-            NoOffer::TooLong => {
-                self.refuse(414, "target_too_long", "", "the path is too long for an assignment")
-            }
+        fleet.send(&wish).map_err(|no| {
+            Box::new(match no {
+                NoOffer::Refused(refusal) => self.busy(refusal.why),
+                NoOffer::TooLong => {
+                    self.refuse(414, "target_too_long", "", "the path is too long for an assignment")
+                }
+            })
         })
     }
 
-    async fn see_other(&mut self, routed: &Routed<'_>, offered: &Offered) -> Option<Next> {
+    /// Without a body: who follows a 307 does not read it.
+    async fn see_other(&mut self, routed: &Routed<'_>, sent: &Sent) -> Option<Next> {
         let (_, behind) = self.handshake.take_request()?;
-        self.shell.metrics.handshake("redirected");
-        debug!(conn = %self.shell.conn_text(self.id), server = %offered.server, "handshake redirected");
-        let fields = format!(
-            "Location: {}\r\nVary: Origin\r\nCache-Control: no-store\r\nContent-Type: application/json\r\n",
-            location(routed.location, &offered.offer.url)
-        );
-        let bytes = answer_with(307, &fields, &offered.offer.to_json(), After::Stays);
+        self.shell.metrics.redirected();
+        debug!(conn = %self.shell.conn_text(self.id), server = %sent.server(), "handshake redirected");
+        let url = sent.url();
+        let to = location(routed.location, &url);
+        let fields = ["Location: ", &to, "\r\nVary: Origin\r\nCache-Control: no-store\r\n"].concat();
+        let bytes = answer_with(307, &fields, "", After::Stays);
         Some(self.send(bytes, After::Stays, 307, "redirected", behind).await)
     }
 }

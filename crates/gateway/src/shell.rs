@@ -183,7 +183,7 @@ impl Shell {
     /// A name for a session that has none: 128 random bits. Not secret, only nobody else's.
     pub(crate) fn new_sid(&self) -> String {
         let mut rng = self.rng.borrow_mut();
-        format!("{:016x}{:016x}", rng.next_u64(), rng.next_u64())
+        format!("{:032x}", u128::from(rng.next_u64()) << 64 | u128::from(rng.next_u64()))
     }
 
     pub(crate) fn retry_after_s(&self) -> u64 {

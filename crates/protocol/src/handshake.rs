@@ -154,11 +154,23 @@ impl Handshake {
     /// Takes bytes of the client.
     pub fn client_bytes(&mut self, bytes: &[u8]) -> Step {
         match &mut self.state {
+            // Most heads come in one piece, and need not be kept.
+            State::Reading(scan) if self.buffer.is_empty() => match scan.find(bytes) {
+                Ok(None) => {
+                    self.buffer.extend_from_slice(bytes);
+                    Step::Need
+                }
+                Ok(Some(head)) => self.request_head(bytes, head),
+                Err(error) => self.refuse_request(error.into()),
+            },
             State::Reading(scan) => {
                 self.buffer.extend_from_slice(bytes);
                 match scan.find(&self.buffer) {
                     Ok(None) => Step::Need,
-                    Ok(Some(head)) => self.request_head(head),
+                    Ok(Some(head)) => {
+                        let buffer = core::mem::take(&mut self.buffer);
+                        self.request_head(&buffer, head)
+                    }
                     Err(error) => self.refuse_request(error.into()),
                 }
             }
@@ -167,8 +179,7 @@ impl Handshake {
         }
     }
 
-    fn request_head(&mut self, head: core::ops::Range<usize>) -> Step {
-        let buffer = core::mem::take(&mut self.buffer);
+    fn request_head(&mut self, buffer: &[u8], head: core::ops::Range<usize>) -> Step {
         let parsed = match Parsed::read(&buffer[head.clone()]) {
             Ok(parsed) => parsed,
             Err(error) => return self.refuse_request(error),
@@ -391,21 +402,21 @@ pub fn answer_bytes(status: u16, fields: &str, text: &str) -> Vec<u8> {
 /// Writes an answer of our own. `fields` are whole lines, the body's type among them.
 #[must_use]
 pub fn answer_with(status: u16, fields: &str, body: &str, after: After) -> Vec<u8> {
-    use core::fmt::Write as _;
-    let mut answer = String::with_capacity(fields.len() + body.len() + 128);
-    let length = body.len();
-    // Writing to a text does not fail.
-    let _ = write!(answer, "HTTP/1.1 {status} {}\r\n{fields}", phrase(status));
-    // An answer without content has no length either (RFC 9110 §8.6).
-    if status != 204 {
-        let _ = write!(answer, "Content-Length: {length}\r\n");
-    }
-    answer.push_str(match after {
-        After::Closes => "Connection: close\r\n\r\n",
-        After::Stays => "\r\n",
-    });
-    answer.push_str(body);
-    answer.into_bytes()
+    let status_text = status.to_string();
+    let length = body.len().to_string();
+    let (name, length) = match status {
+        // An answer without content has no length either (RFC 9110 §8.6).
+        204 => ("", ""),
+        _ => ("Content-Length: ", &*length),
+    };
+    let end = match (after, status) {
+        (After::Closes, 204) => "Connection: close\r\n\r\n",
+        (After::Closes, _) => "\r\nConnection: close\r\n\r\n",
+        (After::Stays, 204) => "\r\n",
+        (After::Stays, _) => "\r\n\r\n",
+    };
+    let parts = ["HTTP/1.1 ", &status_text, " ", phrase(status), "\r\n", fields, name, length, end, body];
+    parts.concat().into_bytes()
 }
 
 const fn phrase(status: u16) -> &'static str {

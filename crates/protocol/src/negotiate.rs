@@ -6,6 +6,8 @@
 //! pass from a client into an assigned URL through negotiate.
 //! Elsewhere: which server (`fleet`), the token (`token`), CORS and HTTP (`evenkeel_gateway`).
 
+use alloc::borrow::Cow;
+
 use evenkeel_model::ServerId;
 use serde::{Deserialize, Serialize};
 
@@ -381,22 +383,22 @@ pub fn with_field(target: &str, name: &str, value: &str) -> String {
         Some((_, "")) => "",
         Some(_) => "&",
     };
-    format!("{target}{joint}{name}={value}")
+    [target, joint, name, "=", value].concat()
 }
 
 /// Where a client goes with an assignment: the server's public URL, the target, the token.
 #[must_use]
 pub fn assigned_url(public_url: &str, target: &str, token: &str) -> String {
-    format!("{}{}", public_url.trim_end_matches('/'), with_field(target, "_ek", token))
+    with_field(&[public_url.trim_end_matches('/'), target].concat(), "_ek", token)
 }
 
 /// An assigned URL (`ws` or `wss`) as a `Location`.
 #[must_use]
-pub fn location(form: LocationForm, url: &str) -> String {
+pub fn location(form: LocationForm, url: &str) -> Cow<'_, str> {
     match (form, url.split_once("://")) {
-        (LocationForm::Http, Some(("wss", rest))) => format!("https://{rest}"),
-        (LocationForm::Http, Some((_, rest))) => format!("http://{rest}"),
-        (LocationForm::Relative, Some((_, rest))) => format!("//{rest}"),
+        (LocationForm::Http, Some(("wss", rest))) => format!("https://{rest}").into(),
+        (LocationForm::Http, Some((_, rest))) => format!("http://{rest}").into(),
+        (LocationForm::Relative, Some((_, rest))) => format!("//{rest}").into(),
         _ => url.into(),
     }
 }

@@ -771,7 +771,7 @@ mod tests {
             assert_eq!(error(&format!("Content-Length: {bad}\r\n")), "field", "{bad}");
         }
         assert_eq!(error("Content-Length: 1\r\nContent-Length: 1\r\n"), "field");
-        assert_eq!(error("Transfer-Encoding: chunked\r\n"), "field");
+        assert_eq!(error("Transfer-Encoding: chunked\r\n"), "length_required");
         assert_eq!(error("Upgrade: h2c\r\n"), "no_upgrade");
         assert_eq!(plain("PUT / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap_err().status(), 405);
     }

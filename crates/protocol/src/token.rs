@@ -111,8 +111,9 @@ pub struct TooLong {
 /// [`TooLong`].
 pub fn mint(key: &TokenKey, claims: &Claims) -> Result<String, TooLong> {
     debug_assert!(claims.exp.saturating_sub(claims.iat) <= LIFE_MAX.as_secs(), "no server takes it");
-    // Texts and numbers always serialise.
-    let payload = serde_json::to_vec(claims).unwrap_or_default();
+    // Texts and numbers always serialise. Few claims are longer than this.
+    let mut payload = Vec::with_capacity(512);
+    let _ = serde_json::to_writer(&mut payload, claims);
     let token = jws::sign(key.signer(), &payload);
     if token.len() > TOKEN_MAX { Err(TooLong { length: token.len() }) } else { Ok(token) }
 }

@@ -47,7 +47,7 @@ impl Case {
 
     const fn name(self) -> &'static str {
         match self {
-            Self::Handshake => "evenkeel, 307 on the handshake, two signatures",
+            Self::Handshake => "evenkeel, 307 on the handshake, one signature",
             Self::Question => "evenkeel, GET for JSON, three signatures",
             Self::Nginx => "nginx, return 307, none",
         }

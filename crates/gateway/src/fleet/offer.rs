@@ -1,6 +1,6 @@
 //! Says a client where to connect by itself: picks a server, signs the assignment and the ticket.
 //!
-//! In: a [`Wish`]. Out: an [`Offered`], or why there is none and when to ask again. Invariants: a client is sent to a
+//! In: a [`Wish`]. Out: a [`Sent`] and what goes with it, or why there is none and when to ask again. Invariants: a client is sent to a
 //! public URL that a server has registered or to this gateway, never anywhere else; what is signed is bound to that
 //! server, its path and the asking page; the first server counts as a placement, alternatives never. Elsewhere: HTTP
 //! ([`crate::plain`]), the pick and what counts (`evenkeel_fleet::gateway::assign`).
@@ -39,34 +39,31 @@ pub(crate) struct Wish<'a> {
     /// Of this gateway, without a slash at its end.
     pub(crate) own_url: &'a str,
     pub(crate) scheme: Scheme,
-    pub(crate) extent: Extent,
-}
-
-/// How much a client is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Extent {
-    /// With another server in case the first refuses it.
-    Whole,
-    /// One server: who follows a 307 has no use for more.
-    One,
 }
 
 /// Where a client may connect.
 #[derive(Debug)]
-pub(crate) struct Offered {
-    pub(crate) offer: Offer,
-    pub(crate) server: ServerId,
-    pub(crate) token: String,
+pub(crate) struct Sent {
     /// The URL without the token.
     pub(crate) bare_url: String,
+    pub(crate) token: String,
     assigned: Assigned,
     direct: bool,
 }
 
-impl Offered {
+impl Sent {
+    pub(crate) const fn server(&self) -> &ServerId {
+        &self.assigned.server
+    }
+
     /// Whether it leads to the server itself.
     pub(crate) const fn is_direct(&self) -> bool {
         self.direct
+    }
+
+    /// Where to connect, with the token.
+    pub(crate) fn url(&self) -> String {
+        assigned_url("", &self.bare_url, &self.token)
     }
 }
 
@@ -79,52 +76,49 @@ pub(crate) enum NoOffer {
     TooLong,
 }
 
-/// One place to connect to.
-struct Spot {
-    bare_url: String,
-    token: String,
-    direct: bool,
-}
-
 impl Fleet {
     /// Whether any server can be reached by clients themselves.
     pub(crate) fn has_public_servers(&self) -> bool {
         self.inner.borrow().public
     }
 
-    /// Makes an offer.
+    /// Sends the client to a server.
     ///
     /// # Errors
     /// [`NoOffer`].
-    pub(crate) fn offer(&self, wish: &Wish<'_>) -> Result<Offered, NoOffer> {
+    pub(crate) fn send(&self, wish: &Wish<'_>) -> Result<Sent, NoOffer> {
         let now = self.clock.now();
         let assigned = self.assign(wish, now).map_err(|refusal| self.refused(refusal, now))?;
-        let spot = self.spot(&assigned, wish, now).map_err(|error| self.not_signed(error, now))?;
-        let sid = wish.session.sid.clone();
-        let ticket = self.credentials.borrow_mut().ticket(&sid, &assigned.server, now);
-        let ticket = ticket.map_err(|error| self.not_signed(error, now))?;
-        let alt = match wish.extent {
-            Extent::Whole if spot.direct => self.alternative(assigned.key, wish, now),
-            _ => None,
-        };
+        let sent = self.sign(assigned, wish, now).map_err(|error| self.not_signed(error, now))?;
         self.backlog.borrow_mut().let_in(now);
-        let offer = Offer {
+        Ok(sent)
+    }
+
+    /// Tells the client all that goes with it: its ticket, where else it may go, how to come back.
+    ///
+    /// # Errors
+    /// [`NoOffer`].
+    pub(crate) fn offer(&self, sent: &Sent, wish: &Wish<'_>) -> Result<Offer, NoOffer> {
+        let now = self.clock.now();
+        let sid = wish.session.sid.clone();
+        let ticket = self.credentials.borrow_mut().ticket(&sid, sent.server(), now);
+        let ticket = ticket.map_err(|error| self.not_signed(error, now))?;
+        let alt = if sent.direct { self.alternative(sent.assigned.key, wish, now) } else { None };
+        Ok(Offer {
             v: 1,
-            url: assigned_url("", &spot.bare_url, &spot.token),
+            url: sent.url(),
             connect_ms: LIFE_MAX.as_millis() as u64,
+            sid,
             ticket,
             alt: alt.into_iter().collect(),
             proxy: proxy(wish),
             retry: Backoff::default(),
-            sid,
-        };
-        let Spot { bare_url, token, direct } = spot;
-        Ok(Offered { offer, server: assigned.server.clone(), token, bare_url, assigned, direct })
+        })
     }
 
-    /// The client connects through this gateway after all, on the server that it was offered.
-    pub(crate) fn take_up(self: &Rc<Self>, offered: &Offered) -> Option<Placed> {
-        let Assigned { rid, server, .. } = &offered.assigned;
+    /// The client connects through this gateway after all, on the server that it was sent to.
+    pub(crate) fn take_up(self: &Rc<Self>, sent: &Sent) -> Option<Placed> {
+        let Assigned { rid, server, .. } = &sent.assigned;
         let placement = self.inner.borrow_mut().machine.redeem(rid, server, self.clock.now());
         placement.map(|placement| self.placed(placement))
     }
@@ -156,11 +150,11 @@ impl Fleet {
             machine.alternative(&Ask { prefix: wish.prefix, avoid: &avoid, source: None }, now).ok()?
         };
         // This gateway is named already, as `proxy`.
-        let spot = self.spot(&assigned, wish, now).ok().filter(|spot| spot.direct)?;
-        Some(Alternative { url: assigned_url("", &spot.bare_url, &spot.token) })
+        let sent = self.sign(assigned, wish, now).ok().filter(|sent| sent.direct)?;
+        Some(Alternative { url: sent.url() })
     }
 
-    fn spot(&self, assigned: &Assigned, wish: &Wish<'_>, now: Instant) -> Result<Spot, MintError> {
+    fn sign(&self, assigned: Assigned, wish: &Wish<'_>, now: Instant) -> Result<Sent, MintError> {
         let public = assigned.public_url.as_deref().filter(|_| wish.scheme != Scheme::Proxy);
         let base = public.unwrap_or(wish.own_url).trim_end_matches('/');
         let prefix = match public {
@@ -171,11 +165,12 @@ impl Fleet {
                 self.prefix_of(&audience).unwrap_or_default()
             }
         };
-        let path = format!("{prefix}{}", path(wish.target));
-        let Assigned { server, inc, rid, .. } = assigned;
+        let path = [&*prefix, path(wish.target)].concat();
+        let Assigned { server, inc, rid, .. } = &assigned;
         let bound = Bound { server, inc: *inc, rid, path: &path, origin: wish.origin };
         let token = self.credentials.borrow_mut().assignment(&bound, wish.session, now)?;
-        Ok(Spot { bare_url: format!("{base}{}", wish.target), token, direct: public.is_some() })
+        let (bare_url, direct) = ([base, wish.target].concat(), public.is_some());
+        Ok(Sent { bare_url, token, assigned, direct })
     }
 
     fn refused(&self, refusal: Refusal, now: Instant) -> NoOffer {

@@ -480,7 +480,6 @@ fn a_handshake_that_asks_is_redirected_and_its_connection_stays() {
         let answer = send(&mut client, "GET /chat?_ekr=1&room=7&_ekm=c1", WS, "");
         assert_eq!(answer.status, 307, "{answer:?}");
         let location = answer.field("Location").unwrap();
-        assert_eq!(location, answer.text("url"));
         let direct = [a.addr, b.addr].map(|addr| format!("ws://{addr}/chat?room=7&_ekm=c1&_ek="));
         assert!(direct.iter().any(|url| location.starts_with(url)), "{location}");
         assert_eq!(claims(location, "/chat", None).caps, ["move"]);
@@ -512,8 +511,9 @@ fn a_route_can_force_it_in_the_form_that_its_clients_follow() {
         let answer = handshake(&gate, path, "");
         let location = answer.field("Location").unwrap();
         assert!(location.starts_with(&format!("{start}{}{path}?_ek=", a.addr)), "{location}");
-        assert!(answer.text("url").starts_with("ws://"), "{answer:?}");
-        assert!(answer.body["proxy"].is_null(), "it would be redirected again: {answer:?}");
+        let asked = ask(&gate, &json!({"v": 1, "path": path}));
+        assert!(asked.text("url").starts_with("ws://"), "{asked:?}");
+        assert!(asked.body["proxy"].is_null(), "it would be redirected again: {asked:?}");
         let browser = handshake(&gate, path, "Origin: http://ws.example.com\r\n");
         assert_eq!(browser.status, 101, "{path}");
     }
@@ -650,9 +650,11 @@ fn many_who_only_ask_keep_nobody_out() {
         views.into_iter().map(|view| ServerView { admit: PerSecond::new(200.0), ..view }).collect();
     let gate = Gate::new(views);
     let clock = Clock::start();
-    let until = clock.now() + Duration::from_secs(3);
+    // The nightly run takes a minute.
+    let seconds = std::env::var("EVENKEEL_ASKING_S").map_or(3, |seconds| seconds.parse().unwrap());
+    let until = clock.now() + Duration::from_secs(seconds);
     std::thread::scope(|scope| {
-        for _ in 0..5 {
+        for _ in 0..6 {
             // 500 a second together, each without ever connecting.
             scope.spawn(|| {
                 let mut client = gate.client();
