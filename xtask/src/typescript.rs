@@ -9,21 +9,19 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use crate::peers::{self, Peer};
 use crate::run;
 use crate::test::Counts;
 
 /// What `--package` calls them.
 pub(crate) const NAME: &str = "typescript";
-/// What they need.
-pub(crate) const PEERS: &[Peer] = &[peers::NODE, peers::NPM];
 /// Folders that belong to npm and to builds, not to the sources.
 const NOT_SOURCES: &[&str] = &["node_modules", "dist"];
 /// What vitest says of its run.
 const REPORT: &str = "vitest.json";
 
-/// Installs what is pinned, builds both packages, runs their tests.
+/// Installs what is pinned, builds both packages and the binary that they are tried against, runs their tests.
 pub(crate) fn test() -> Result<(Result<()>, Counts)> {
+    run::run(run::cargo(&["build", "--package", "evenkeel"]))?;
     let mirror = prepare()?;
     run::run(npm(&mirror, &["run", "check"]))?;
     let report = mirror.join(REPORT);

@@ -8,7 +8,8 @@ import { fileURLToPath } from "node:url";
 import { describe, expect, it } from "vitest";
 import { WebSocket } from "ws";
 import type { Connection } from "../../server/src/index.js";
-import { Child, python, root, World } from "./world.js";
+import { root } from "../../server/test/binary.js";
+import { Child, python, World } from "./world.js";
 
 const FORMS = ["ws", "http", "relative"] as const;
 const here = fileURLToPath(new URL(".", import.meta.url));

@@ -7,25 +7,14 @@ import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "no
 import { createServer, type Server } from "node:http";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
 import { WebSocket } from "ws";
 import { Evenkeel, serve, type EvenkeelOptions, type Hooks, type ServeOptions } from "../../server/src/index.js";
+import { binary, root } from "../../server/test/binary.js";
 import { atEnd, listen, until } from "../../server/test/farm.js";
-
-/** The repository; the packages may lie in a mirror below `target`. */
-export const root = fileURLToPath(new URL("../../../../../", import.meta.url));
-const target = process.env.CARGO_TARGET_DIR ?? (existsSync(join(root, "target")) ? join(root, "target") : root);
-
-/** The binary under test. */
-export function binary(): string {
-  const path = process.env.EVENKEEL_BIN ?? join(target, "debug/evenkeel");
-  if (!existsSync(path)) throw new Error(`no ${path}: run cargo build -p evenkeel first, or set EVENKEEL_BIN`);
-  return path;
-}
 
 /** Python with the pinned stock clients. */
 export function python(): string {
-  const path = join(target, "peers/python/bin/python");
+  const path = join(root, "target/peers/python/bin/python");
   if (!existsSync(path)) throw new Error(`no ${path}: cargo xtask test installs Python's clients`);
   return path;
 }
