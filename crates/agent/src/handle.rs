@@ -38,7 +38,7 @@ const EVENTS_MAX: usize = 256;
 const LEAVE_STEP: Duration = Duration::from_millis(10);
 
 /// Links close within 1 s; a little more for the tasks to go.
-const STOP_WITHIN: Duration = Duration::from_millis(1_500);
+pub(crate) const STOP_WITHIN: Duration = Duration::from_millis(1_500);
 
 /// A running agent. Cheap to clone; the agent ends when the last clone is dropped.
 #[derive(Debug, Clone)]

@@ -66,11 +66,16 @@
 mod admission;
 mod clock;
 mod config;
+#[cfg(feature = "sidecar")]
+mod diag;
 mod driver;
 mod handle;
 mod keyring;
 mod link;
+mod process;
 mod registry;
+#[cfg(feature = "sidecar")]
+pub mod sidecar;
 mod socket;
 mod source;
 mod usage;

@@ -1,16 +1,14 @@
-//! Measures how busy this process is: CPU as a share of what it may use, memory as a share of what it may hold.
+//! Measures how busy a process is: CPU as a share of what it may use, memory as a share of what it may hold.
 //!
-//! In: `/proc/self` and the control groups (v1, v2 or both) under a root that tests replace. Out: [`Measures`].
+//! In: `/proc`, of this process or of another with all that came of it, and its control groups (v1, v2 or both) under a root that tests replace. Out: [`Measures`].
 //! The CPU limit is the lowest quota from the process's own group upwards, without a quota the machine's cores;
 //! the memory limit likewise, without one the machine's memory. What cannot be read is unknown, not zero.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use evenkeel_model::{Duration, Instant};
 
-/// Ticks a second of `utime` and `stime`: fixed by the kernel's interface to user space on every architecture.
-const TICKS_PER_S: f64 = 100.0;
+use crate::process::{kibibytes, memory, read, stat};
 
 /// Limits are read again so often: containers are resized in place, but seldom.
 const LIMITS_EACH: Duration = Duration::from_secs(10);
@@ -22,11 +20,21 @@ const WINDOW_MIN: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub(crate) struct Usage {
     root: PathBuf,
+    whose: Whose,
     cores: f64,
     limits: Limits,
     limits_at: Instant,
     cpu: Option<(Instant, f64)>,
     share: Option<f64>,
+}
+
+/// Which process.
+#[derive(Debug, Clone, Copy)]
+enum Whose {
+    Own,
+    /// Another, and all that came of it.
+    #[cfg(feature = "sidecar")]
+    Tree(u32),
 }
 
 /// What the process may use.
@@ -42,25 +50,34 @@ impl Usage {
     /// Of this process on this machine.
     pub(crate) fn of_this_process(now: Instant) -> Self {
         let cores = std::thread::available_parallelism().map_or(1.0, |cores| cores.get() as f64);
-        Self::under(PathBuf::from("/"), cores, now)
+        Self::under(PathBuf::from("/"), Whose::Own, cores, now)
     }
 
-    fn under(root: PathBuf, cores: f64, now: Instant) -> Self {
-        let limits = Limits::read(&root, cores);
-        let cpu = cpu_seconds(&root).map(|used| (now, used));
-        Self { root, cores, limits, limits_at: now, cpu, share: None }
+    /// Of another process and all that came of it. Memory that they share counts once as far as it is of files.
+    #[cfg(feature = "sidecar")]
+    pub(crate) fn of_process(id: u32, now: Instant) -> Self {
+        let root = PathBuf::from("/");
+        // Our own quota says nothing of its cores.
+        let cores = read(&root, "proc/stat").map_or(0, |text| text.matches("\ncpu").count());
+        Self::under(root, Whose::Tree(id), cores.max(1) as f64, now)
+    }
+
+    fn under(root: PathBuf, whose: Whose, cores: f64, now: Instant) -> Self {
+        let limits = Limits::read(&root, &whose.id(), cores);
+        let cpu = whose.cpu_seconds(&root).map(|used| (now, used));
+        Self { root, whose, cores, limits, limits_at: now, cpu, share: None }
     }
 
     /// CPU since the last call, 0..=1; the last value again if that was a moment ago.
     pub(crate) fn cpu(&mut self, now: Instant) -> Option<f64> {
         if now.since(self.limits_at) >= LIMITS_EACH {
-            self.limits = Limits::read(&self.root, self.cores);
+            self.limits = Limits::read(&self.root, &self.whose.id(), self.cores);
             self.limits_at = now;
         }
         let (from, before) = self.cpu?;
         let window = now.since(from);
         if window >= WINDOW_MIN {
-            let used = cpu_seconds(&self.root)?;
+            let used = self.whose.cpu_seconds(&self.root)?;
             self.cpu = Some((now, used));
             self.share = Some(((used - before) / window.as_secs_f64() / self.limits.cpu).clamp(0.0, 1.0));
         }
@@ -69,15 +86,53 @@ impl Usage {
 
     /// Memory in use now, 0..=1.
     pub(crate) fn memory(&self) -> Option<f64> {
-        let used = kibibytes(&read(&self.root, "proc/self/status")?, "VmRSS:")?;
+        let used = self.whose.memory(&self.root)?;
         Some((used / self.limits.memory?).clamp(0.0, 1.0))
     }
 }
 
+impl Whose {
+    fn id(self) -> String {
+        match self {
+            Self::Own => String::from("self"),
+            #[cfg(feature = "sidecar")]
+            Self::Tree(id) => id.to_string(),
+        }
+    }
+
+    /// CPU time so far.
+    fn cpu_seconds(self, root: &Path) -> Option<f64> {
+        let own = stat(root, &self.id())?.cpu_s;
+        match self {
+            Self::Own => Some(own),
+            #[cfg(feature = "sidecar")]
+            Self::Tree(id) => {
+                // What an ended child used goes over to its parent, so the sum never falls by its end.
+                let all = crate::process::tree(root, id).into_iter();
+                let each = all.filter_map(|id| stat(root, &id.to_string()));
+                Some(each.map(|stat| stat.cpu_s + stat.children_cpu_s).sum())
+            }
+        }
+    }
+
+    /// Bytes in use now.
+    fn memory(self, root: &Path) -> Option<f64> {
+        let own = memory(root, &self.id(), "VmRSS:")?;
+        match self {
+            Self::Own => Some(own),
+            #[cfg(feature = "sidecar")]
+            Self::Tree(id) => {
+                let children = crate::process::tree(root, id).into_iter().skip(1);
+                Some(own + children.filter_map(|id| memory(root, &id.to_string(), "RssAnon:")).sum::<f64>())
+            }
+        }
+    }
+}
+
 impl Limits {
-    fn read(root: &Path, cores: f64) -> Self {
+    fn read(root: &Path, id: &str, cores: f64) -> Self {
         let machine = read(root, "proc/meminfo").and_then(|text| kibibytes(&text, "MemTotal:"));
-        let groups = Groups::read(root);
+        let groups = Groups::read(root, id);
         let quota = groups.each("cpu").filter_map(|dir| cpu_quota(&dir)).fold(cores, f64::min);
         let limit = groups.each("memory").filter_map(|dir| memory_limit(&dir)).reduce(f64::min);
         Self {
@@ -95,7 +150,7 @@ impl Limits {
 /// The control groups of the process.
 struct Groups {
     root: PathBuf,
-    /// Lines of `/proc/self/cgroup`: controllers (empty for v2) and path.
+    /// Lines of its `/proc/ID/cgroup`: controllers (empty for v2) and path.
     memberships: Vec<(String, String)>,
     mounts: Vec<Mount>,
 }
@@ -109,8 +164,9 @@ struct Mount {
 }
 
 impl Groups {
-    fn read(root: &Path) -> Self {
-        let memberships = read(root, "proc/self/cgroup").unwrap_or_default();
+    fn read(root: &Path, id: &str) -> Self {
+        let memberships = read(root, &format!("proc/{id}/cgroup")).unwrap_or_default();
+        // Folders are read by us, so as we see them.
         let mounts = read(root, "proc/self/mountinfo").unwrap_or_default();
         Self {
             root: root.to_owned(),
@@ -191,29 +247,8 @@ fn memory_limit(dir: &Path) -> Option<f64> {
     number(dir, "memory.max").or_else(|| number(dir, "memory.limit_in_bytes")).filter(|&limit| limit > 0.0)
 }
 
-/// CPU time of the process so far.
-fn cpu_seconds(root: &Path) -> Option<f64> {
-    let text = read(root, "proc/self/stat")?;
-    // The name in parentheses may hold spaces and parentheses; the fields after it do not. utime and stime are
-    // the 14th and 15th of all, so the 12th and 13th after it.
-    let mut fields = text[text.rfind(')')? + 1..].split_whitespace().skip(11);
-    let (user, system): (f64, f64) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
-    Some((user + system) / TICKS_PER_S)
-}
-
-/// The number of a `Name:  123 kB` line, in bytes.
-fn kibibytes(text: &str, name: &str) -> Option<f64> {
-    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-    let number: f64 = line.trim().trim_end_matches("kB").trim_end().parse().ok()?;
-    Some(number * 1_024.0)
-}
-
 fn number(dir: &Path, file: &str) -> Option<f64> {
     read(dir, file)?.trim().parse().ok()
-}
-
-fn read(dir: &Path, file: &str) -> Option<String> {
-    fs::read_to_string(dir.join(file)).ok()
 }
 
 #[cfg(test)]
@@ -225,7 +260,7 @@ mod tests {
     fn limits(fixture: &str) -> Limits {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/machines").join(fixture);
         assert!(root.is_dir(), "{fixture}");
-        Limits::read(&root, 8.0)
+        Limits::read(&root, "self", 8.0)
     }
 
     #[test]
@@ -253,7 +288,7 @@ mod tests {
     fn cpu_is_the_share_of_the_quota_used_since_the_last_look() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/machines/v2-container");
         // The fixture stands still at 3.00 s; a quarter second over one second of a 1.5 core quota is a sixth.
-        let mut usage = Usage::under(root, 8.0, Instant::ZERO);
+        let mut usage = Usage::under(root, Whose::Own, 8.0, Instant::ZERO);
         usage.cpu = Some((Instant::ZERO, 2.75));
         let share = usage.cpu(Instant::from_millis(1_000)).unwrap();
         assert!((share - 0.25 / 1.5).abs() < 1e-9, "{share}");
@@ -263,7 +298,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_is_unknown() {
-        let mut usage = Usage::under(PathBuf::from("/nowhere"), 2.0, Instant::ZERO);
+        let mut usage = Usage::under(PathBuf::from("/nowhere"), Whose::Own, 2.0, Instant::ZERO);
         assert_eq!((usage.cpu(Instant::from_millis(1_000)), usage.memory()), (None, None));
     }
 
@@ -273,7 +308,7 @@ mod tests {
         let mut usage = Usage::of_this_process(Instant::ZERO);
         let before = usage.cpu.unwrap().1;
         let mut sum = 0u64;
-        while cpu_seconds(Path::new("/")).unwrap() < before + 0.05 {
+        while Whose::Own.cpu_seconds(Path::new("/")).unwrap() < before + 0.05 {
             sum = std::hint::black_box(sum.wrapping_add(1));
         }
         assert!(usage.cpu(Instant::from_millis(1_000)).unwrap() > 0.0);

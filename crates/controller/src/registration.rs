@@ -7,7 +7,7 @@ use evenkeel_fleet::controller::Registration;
 use evenkeel_fleet::snapshot::Executor;
 use evenkeel_model::{Epoch, Fence, Incarnation, ServerId};
 use evenkeel_protocol::close::CloseReason;
-use evenkeel_protocol::message::{Hello, Posted, Profile};
+use evenkeel_protocol::message::{Hello, Posted, Profile, REPORT_ONLY};
 
 /// Highest epoch and generation believed that are not our own: above it JSON numbers of most languages are no longer
 /// exact, and a controller could not start above it for ever.
@@ -44,7 +44,10 @@ impl RegistrationError {
 /// # Errors
 /// [`RegistrationError`].
 pub fn of_hello(hello: &Hello) -> Result<Registration, RegistrationError> {
-    of_profile(&hello.id, hello.inc, &hello.profile, hello.applied)
+    let registration = of_profile(&hello.id, hello.inc, &hello.profile, hello.applied)?;
+    let closes = hello.caps.iter().all(|cap| cap != REPORT_ONLY);
+    let executor = if closes { Executor::Agent } else { Executor::Gateways };
+    Ok(Registration { executor, ..registration })
 }
 
 /// Checks the order that an agent says it obeyed: one of our own terms, which go up to `epoch`, or of a term that we

@@ -79,6 +79,8 @@ the measure that made it. BOUND BY is the ceiling that keeps TARGET low.")]
     Events(EventsArgs),
     /// Say why the last round did what it did, also when it did nothing
     Explain(AskArgs),
+    /// Speak for a server without SDK: count its connections, measure its process, close on order
+    Agent(crate::agent::Args),
     /// Run a WebSocket server that sends every message back, on every path
     Echo(crate::echo::Args),
     /// Run a scenario through the decision code, without a network

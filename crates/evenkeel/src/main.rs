@@ -2,6 +2,7 @@
 //! in a module of its own. What runs is composed in [`compose`] from the roles' crates.
 
 mod admin;
+mod agent;
 mod ask;
 mod cli;
 mod compose;
@@ -54,6 +55,7 @@ fn run(command: Command) -> anyhow::Result<u8> {
         Command::Cordon(args) => on_one_thread(order::cordon(&args)),
         Command::Shed(args) => on_one_thread(order::shed(&args)),
         Command::Scale(args) => on_one_thread(order::scale(&args)),
+        Command::Agent(args) => on_one_thread(async { agent::run(args).await.map(|()| exit::OK) }),
         Command::Echo(args) => on_one_thread(async { echo::run(args).await.map(|()| exit::OK) }),
         Command::Sim(args) => sim::run(&args),
         Command::Completions { shell } => {

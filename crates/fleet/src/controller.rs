@@ -53,7 +53,7 @@ pub struct Registration {
     pub labels: Vec<(String, String)>,
     /// Zone, if any.
     pub zone: Option<String>,
-    /// Who closes its connections on order.
+    /// Who closes its connections on order: of a server with an agent that only reports, the gateways.
     pub executor: Executor,
     /// Highest order it says it applied.
     pub applied: Option<Fence>,

@@ -37,6 +37,9 @@ pub const MESSAGE_MAX: usize = 64 * 1024;
 /// Most labels of one server; a bound on memory.
 pub const LABELS_MAX: usize = 32;
 
+/// Capability of an agent that closes nothing on order: the gateways close their tunnels to its server instead.
+pub const REPORT_ONLY: &str = "report_only";
+
 /// Most events in one message; a bound on memory.
 pub const EVENTS_MAX: usize = 256;
 

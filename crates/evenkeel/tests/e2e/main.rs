@@ -20,4 +20,5 @@ mod redirect;
 mod reference;
 mod refuse;
 mod scale;
+mod sidecar;
 mod without_agent;

@@ -35,6 +35,8 @@ pub(super) struct Member {
     pub(super) listed_public_url: Option<Arc<str>>,
     pub(super) declared: Option<Connections>,
     pub(super) executor: Executor,
+    /// Its agent says that it closes nothing: gateways do.
+    pub(super) report_only: bool,
     /// Whether the configuration lists it.
     pub(super) listed: bool,
     pub(super) process: Process,
@@ -216,6 +218,7 @@ impl Member {
             listed_public_url: None,
             declared: None,
             executor: Executor::Gateways,
+            report_only: false,
             listed: false,
             process: Process::NotOurs,
             alive: false,

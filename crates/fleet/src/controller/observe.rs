@@ -42,6 +42,7 @@ impl Controller {
             member.listed_public_url = public_url;
         } else {
             member.public_url = public_url;
+            member.report_only = executor == Executor::Gateways;
         }
         member.declared = capacity.or(member.declared);
         if let Some(applied) = applied {
@@ -68,7 +69,9 @@ impl Controller {
         if report.inc > member.inc {
             member.new_life(report.inc, &self.config, now);
         }
-        member.executor = Executor::Agent;
+        if !member.report_only {
+            member.executor = Executor::Agent;
+        }
         member.report = Some(Newest { report, at: now, sampled: false });
         member.agent.reports_since_order = member.agent.reports_since_order.saturating_add(1);
         member.pulse.beat(now);

@@ -332,3 +332,29 @@ fn clients_are_told_the_public_url_that_the_agent_says_else_the_configured_one()
     assert_eq!(register(&mut world, 5, None), (5, url("wss://listed")));
     assert_eq!(register(&mut world, 0, None), (5, None));
 }
+
+#[test]
+fn of_a_server_whose_agent_only_reports_the_gateways_close() {
+    let mut world = one();
+    let executor = |world: &World| world.table.as_ref().unwrap().servers[0].executor;
+    assert_eq!(executor(&world), Executor::Agent);
+    let register = |world: &mut World, executor| {
+        world.handle(Input::Registered(Registration {
+            id: id("a"),
+            inc: Incarnation(5),
+            url: Arc::from("ws://a"),
+            public_url: None,
+            capacity: None,
+            labels: Vec::new(),
+            zone: None,
+            executor,
+            applied: None,
+        }));
+        world.run(2);
+    };
+    register(&mut world, Executor::Gateways);
+    assert_eq!(executor(&world), Executor::Gateways, "its reports change nothing of that");
+    assert_eq!(world.status("a").state, State::Active);
+    register(&mut world, Executor::Agent);
+    assert_eq!(executor(&world), Executor::Agent, "another agent of it can close");
+}
