@@ -91,7 +91,7 @@ pub(crate) async fn talk(
                 due = Some(clock.now() + each);
             }
             Some(Event::Message(message)) => {
-                session.heard(message.to_text().unwrap_or_default(), clock.now())
+                session.heard(message.to_text().unwrap_or_default(), clock.now());
             }
             Some(Event::Detach) => {
                 due = None;

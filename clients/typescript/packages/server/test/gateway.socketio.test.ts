@@ -256,11 +256,13 @@ describe.each([
     await until("all are connected as they wish", () =>
       clients.every((client) => client.socket.connected && client.transport === transport),
     );
-    const half = CLIENTS / 2;
-    // A session that was upgraded counts once.
-    await eventually("both hold half of them", async () => {
+    // A session that was upgraded counts once. How many are on which server is the score's business: a process that
+    // is busy just then gets fewer.
+    let onA = 0;
+    await eventually("each client counts once, and both servers have some", async () => {
       const { a, b } = await behind.counts();
-      return a === half && b === half;
+      onA = a;
+      return a > 0 && b > 0 && a + b === CLIENTS;
     });
     let number = 0;
     const tell = setInterval(() => behind.server("b").io.emit("news", ++number), 20);
@@ -281,7 +283,7 @@ describe.each([
     await until("the news reached everybody", () => clients.every(({ news }) => news.at(-1) === last));
 
     const moved = clients.filter(({ reasons }) => reasons.length > 0);
-    expect(moved).toHaveLength(half);
+    expect(moved).toHaveLength(onA);
     for (const { reasons, recovered } of moved) {
       expect([reasons.length, recovered]).toEqual([1, [false, true]]);
       expect(["transport close", "transport error"]).toContain(reasons[0]);
