@@ -13,23 +13,24 @@ use tracing::{info, warn};
 
 const AFTER: &str = "\
 Examples:
-  evenkeel agent --join http://10.0.0.2:9900 --token-file agent.token --id chat-1 --url ws://10.0.0.5:9001
+  evenkeel agent --join http://10.0.0.2:9900 --token-file F --id chat-1 --url ws://10.0.0.5:9001
       beside the server that listens on port 9001 of this machine
   evenkeel agent … --pid-file /run/chat.pid
-      where several processes share the port, or the process cannot be found by its socket
+      where the process cannot be told by its socket
   evenkeel agent … --report-only
       counts and measures; gateways close their tunnels to the server with a Close frame
 
-It counts the established connections at the URL's port, and measures CPU and memory of the process that listens there
-with its children. It waits for a server that is not there, and for one that ended to come back.
+It counts the established connections at the URL's port, and measures CPU and memory of the process
+that listens there with its children. It waits for a server that is not there, and for one that
+ended to come back.
 
-On order it closes by destroying sockets of clients, at the pace ordered. That is a reset, without Close frame, and
-needs CAP_NET_ADMIN (setcap cap_net_admin+ep, or NET_ADMIN for a container in the server's network). Without it the
-agent says so once and does as with --report-only. The process of another user is found only by root or with
-CAP_SYS_PTRACE; else its CPU and memory stay unknown.
+On order it closes by destroying sockets of clients, at the pace. That is a reset, without Close
+frame, and needs CAP_NET_ADMIN (setcap cap_net_admin+ep, or NET_ADMIN for a container in the
+server's network). Without it the agent says so once and does as with --report-only. The process of
+another user is found only by root or with CAP_SYS_PTRACE; else CPU and memory stay unknown.
 
-Handshakes are the server's own: while it drains, gateways place nobody there, but who connects to it directly is let
-in. SIGTERM ends the agent and closes nothing.";
+Handshakes are the server's own: while it drains, gateways place nobody there, but who connects to
+it directly is let in. SIGTERM ends the agent and closes nothing.";
 
 /// Speak for a server without SDK: count its connections, measure its process, close on order
 #[derive(Debug, Clone, ClapArgs)]

@@ -74,6 +74,17 @@ impl World {
         Process::start(name, self.command(arguments), &self.folder)
     }
 
+    /// The same without the right to administer the network, whoever runs the scenarios.
+    pub(crate) fn start_without_net_admin(&self, name: &str, arguments: &[&str]) -> Process {
+        if !rustix::process::geteuid().is_root() {
+            return self.start(name, arguments);
+        }
+        let mut command = Command::new("setpriv");
+        command.args(["--bounding-set", "-net_admin", "--inh-caps", "-net_admin", BINARY]);
+        command.args(arguments);
+        Process::start(name, command, &self.folder)
+    }
+
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = match self.open_files {
             None => Command::new(BINARY),
