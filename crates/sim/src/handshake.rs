@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use evenkeel_fleet::admission::{Arrival, Ticket};
 use evenkeel_fleet::gateway::{Ask, Failure, Placement, Refusal, ServerKey};
+use evenkeel_fleet::snapshot::{Health, ServerView};
+use evenkeel_model::State;
 use evenkeel_protocol::executor::Admit;
 
 use crate::chance;
@@ -96,17 +98,23 @@ impl World {
         self.tally.placed += 1;
         let known = self.fronts[front].snapshot.as_deref();
         self.oracle.placed(&placement.server, known, self.now);
-        self.check_not_frozen(&placement);
+        self.check_not_frozen(front, &placement);
         let at = self.now + self.network.half_handshake();
         self.schedule(at, Event::Reaches { client, front, placement });
     }
 
-    /// While the controller lives nothing goes to a server that fell silent a while ago.
-    fn check_not_frozen(&mut self, placement: &Placement) {
+    /// While the controller lives nothing goes to a server that fell silent a while ago, unless its gateway knows of no
+    /// other that is open: then it may try, now and then, whether that one answers again.
+    fn check_not_frozen(&mut self, front: usize, placement: &Placement) {
         let Some(host) = self.by_id.get(&placement.server).map(|host| &self.hosts[*host]) else { return };
         let heard_at_last = host.frozen_at + self.network.report_delay_max();
         let silent = self.now.since(heard_at_last);
+        let open = |view: &ServerView| {
+            view.id != placement.server && view.state == State::Active && view.health == Health::Ok
+        };
+        let others = self.fronts[front].snapshot.iter().any(|known| known.servers.iter().any(open));
         if host.status == Status::Frozen
+            && others
             && silent > SUSPECT_WITHIN
             && self.node.lived(self.now) > SETTLED_AFTER
         {

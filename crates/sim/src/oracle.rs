@@ -24,15 +24,19 @@ pub(crate) struct Oracle {
     pub(crate) violations: Vec<Violation>,
     start: Instant,
     pace: f64,
-    /// Bursts of the executors and messages on their way make the fleet's pace blur by this much.
+    /// What may come on top of the pace in any window; see [`Oracle::new`].
     slack: f64,
     /// Closes of the longest window.
     closed: VecDeque<(Instant, u32)>,
 }
 
 impl Oracle {
-    /// `delay` is the way of an order; `servers` bounds what single executors may make up for at once, each half a
-    /// second of its pace and one connection.
+    /// Budget: over all servers at most `pace · (w + ½ + 2 · delay) + servers + 1` connections are closed in any `w`
+    /// seconds. Half a second is what an executor that was late makes up for; until an order arrived, `delay` later,
+    /// and its loss of pace was heard of, another server may close at the same pace; each of at most `servers`
+    /// executors rounds one connection up, and one more is on the edge of the window.
+    /// Servers that close twice what their order allows ([`Bug::ClosesTwice`](crate::plant::Bug)) are beyond that within
+    /// a few seeds: `tests/oracles.rs` plants them.
     pub(crate) fn new(start: Instant, pace: f64, servers: u32, delay: Duration) -> Self {
         let slack = pace * (0.5 + 2.0 * delay.as_secs_f64()) + f64::from(servers) + 1.0;
         Self { violations: Vec::new(), start, pace, slack, closed: VecDeque::new() }
