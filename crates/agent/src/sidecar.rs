@@ -8,7 +8,7 @@
 //!
 //! Less than the SDK can do: a destroyed socket is a reset, without Close frame; handshakes are not refused (gateways
 //! place nobody on a server that drains); a connection that came and went between two looks is not counted.
-//! Elsewhere: how many and when (`evenkeel_protocol::executor`), what the kernel is asked ([`crate::diag`]).
+//! Elsewhere: how many and when (`evenkeel_protocol::executor`), what the kernel is asked (`diag`).
 
 mod table;
 

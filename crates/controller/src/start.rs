@@ -121,7 +121,7 @@ impl Running {
     }
 
     /// Ends every server process that we started and waits for it; no other is started from then on. For a
-    /// process that owns its servers, such as the demo. Call it before shutdown reaches [`Phase::Stop`].
+    /// process that owns its servers, such as the demo. Call it before shutdown reaches [`evenkeel_runtime::Phase::Stop`].
     pub async fn stop_all(mut self) {
         for provider in &mut self.providers {
             provider.stop_all().await;
